@@ -62,7 +62,8 @@ class StrategyInfo:
     `objectives` are the names in `clbench.core.objective.OBJECTIVES` that the method can train for.
 
     `load_model(record, folder, task)` returns the network that predicts for a task. It reads the files that the
-    strategy has exported to the trial's folder (`clbench.load_model`).
+    strategy has exported to the trial's folder (`clbench.load_model`). If it has a parameter `registry`, it also gets
+    the plugins by which to build the trial's model, which can be in a file.
     """
 
     name: str

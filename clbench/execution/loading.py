@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -46,10 +47,8 @@ class Answers(NamedTuple):
 class SavedModel(nn.Module):
     """The final model of a trial: `predict` takes raw samples, and calling it takes prepared inputs.
 
-    `network` is the plain network if it alone makes the predictions, or None if the method has parts of its own.
     `class_names` has a name for each of the C outputs. `sample_shape` is the shape of a raw sample, [C, H, W] for an
-    image. `task_given` says whether predictions need the task of each sample. The model is on the CPU until
-    `.to(device)` moves it.
+    image. `task_given` says whether predictions need the task. The model is on the CPU until `.to(device)` moves it.
     """
 
     def __init__(self, store: Store, record: Record, registry: Registry) -> None:
@@ -254,13 +253,15 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     store, registry = Store(at_home(run)), discover(files=plugins)
     record = find_record(store, trial, registry)
     info = registry.strategy(record.trial.method.name)
-    is_saved, last_task = (store.artifacts / record.key / MODEL).is_file(), record.learned - 1
+    folder, last_task = store.artifacts / record.key, record.learned - 1
+    is_saved = (folder / MODEL).is_file()
     if task is not None and not 0 <= task <= last_task:
         raise SpecError(f"{record.name} has learned tasks 0 to {last_task}, not {task}")
     # A trial that continues another has no files of the earlier tasks.
     if info.load_model and record.trial.continues is None and (task is not None or not is_saved):
-        network: Network = resolve(info.load_model, f"method {info.name!r}")(
-            record, store.artifacts / record.key, last_task if task is None else task)
+        load = resolve(info.load_model, f"method {info.name!r}")
+        plugin_arguments = {"registry": registry} if "registry" in inspect.signature(load).parameters else {}
+        network: Network = load(record, folder, last_task if task is None else task, **plugin_arguments)
         return network.requires_grad_(False).eval()
     if not is_saved:
         keeping = sorted(strategy.name for strategy in registry.strategies.values() if strategy.load_model)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from clbench import Network, Record, StreamInfo, Task
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import DataError, SpecError, StoreError
-from clbench.core.registry import discover
+from clbench.core.registry import Registry
 from clbench.models.weights import load_weights
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
 from clbench.training.building import build_model
@@ -130,7 +130,7 @@ class Independent(FrozenBase, PerTaskStrategy):
         save_tensors(task_folder(folder, task.index) / MODEL, tensors, {"format": "pt"})
 
 
-def load_model(record: Record, folder: Path, task: int) -> Network:
+def load_model(record: Record, folder: Path, task: int, registry: Registry) -> Network:
     """Return a task's network.
 
     Raises:
@@ -141,7 +141,7 @@ def load_model(record: Record, folder: Path, task: int) -> Network:
         raise StoreError("independent saves its copies only for classification; use lora, or save the strategy with "
                          "--keep")
     outputs = len(set(chain.from_iterable(record.stream.classes)))
-    model, _ = build_model(record.trial.model, None, tuple(record.stream.input_shape), outputs, discover())
+    model, _ = build_model(record.trial.model, None, tuple(record.stream.input_shape), outputs, registry)
     try:
         load_weights(model, task_folder(folder, task) / MODEL)
     except DataError as error:

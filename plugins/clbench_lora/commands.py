@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clbench.cli.common_options import FILE, ONE, PATH, SEVERAL, numbers, trial_arguments
+from clbench.cli.common_options import FILE, ONE, PATH, SEVERAL, numbers, plugin_option, trial_arguments
 from clbench.cli.help import Group
 from clbench.cli.params import figure_file
 
@@ -87,7 +87,8 @@ def list_(run: Path) -> None:
 @adapters_group.command()
 @trial_arguments
 @click.option("--task", type=ONE, metavar="T", help="Number of the task, from 1.  [default: all tasks]")
-def show(run: Path, trial: str | None, task: int | None) -> None:
+@plugin_option
+def show(run: Path, trial: str | None, task: int | None, plugins: tuple[Path, ...]) -> None:
     """Show the rank, size and effect of adapters, by layer.
 
     The last column shows how much an adapter changes the weights of a layer: the Frobenius norm of the change, divided
@@ -97,7 +98,7 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 
     from clbench_lora.adapters import find, layer_summaries
 
-    source = find(run, trial)
+    source = find(run, trial, plugins)
     base = source.base()
     for number in source.tasks if task is None else [task]:
         adapter = source.adapter(number)
@@ -116,7 +117,8 @@ def show(run: Path, trial: str | None, task: int | None) -> None:
 @trial_arguments
 @task
 @to("Empty or new folder to write to.", "DIR")
-def export(run: Path, trial: str | None, task: int, to: Path) -> None:
+@plugin_option
+def export(run: Path, trial: str | None, task: int, to: Path, plugins: tuple[Path, ...]) -> None:
     """Export a task's adapter in PEFT's format.
 
     clbench also writes a model card (README.md) and the backbone. It does not write the backbone of a language model if
@@ -124,7 +126,7 @@ def export(run: Path, trial: str | None, task: int, to: Path) -> None:
     """
     from clbench_lora import adapters
 
-    adapters.export(adapters.find(run, trial), task, to)
+    adapters.export(adapters.find(run, trial, plugins), task, to)
     click.echo(f"adapter: {to}")
 
 
@@ -132,7 +134,8 @@ def export(run: Path, trial: str | None, task: int, to: Path) -> None:
 @trial_arguments
 @task
 @to("File to write the weights to.", "FILE.safetensors")
-def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
+@plugin_option
+def merge(run: Path, trial: str | None, task: int, to: Path, plugins: tuple[Path, ...]) -> None:
     """Merge a task's adapter into the backbone.
 
     clbench writes the weights of the resulting model, which has the head of the task. The model needs no adapter, so
@@ -140,21 +143,22 @@ def merge(run: Path, trial: str | None, task: int, to: Path) -> None:
     """
     from clbench_lora import adapters
 
-    adapters.merge(adapters.find(run, trial), task, to)
+    adapters.merge(adapters.find(run, trial, plugins), task, to)
     click.echo(f"weights: {to}")
 
 
 @adapters_group.command()
 @trial_arguments
 @task
-def remove(run: Path, trial: str | None, task: int) -> None:
+@plugin_option
+def remove(run: Path, trial: str | None, task: int, plugins: tuple[Path, ...]) -> None:
     """Delete a task's adapter.
 
     The outputs of the other tasks stay the same, bit for bit.
     """
     from clbench_lora import adapters
 
-    source = adapters.find(run, trial)
+    source = adapters.find(run, trial, plugins)
     adapters.remove(source, task)
     click.echo(f"removed task {task + 1}; left: {numbers(source.tasks) or '(none)'}")
 
@@ -166,7 +170,9 @@ def remove(run: Path, trial: str | None, task: int) -> None:
               "[default: the trial's]")
 @data
 @device
-def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str) -> None:
+@plugin_option
+def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str,
+        plugins: tuple[Path, ...]) -> None:
     """Train an adapter for one more task.
 
     The backbone and the other adapters stay the same. You can also train a removed task again.
@@ -176,8 +182,8 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
     from clbench_lora.adapters import find
     from clbench_lora.evaluate import add as train
 
-    other_benchmark = resolved_benchmark(benchmark, discover()) if benchmark else None
-    number = train(find(run, trial), task, other_benchmark, data, device)
+    other_benchmark = resolved_benchmark(benchmark, discover(files=plugins)) if benchmark else None
+    number = train(find(run, trial, plugins), task, other_benchmark, data, device)
     click.echo(f"added task {number + 1}")
 
 
@@ -186,7 +192,9 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
 @click.option("--tasks", type=SEVERAL, metavar="LIST", help="Tasks whose adapters to test, as in 1,3.  [default: all]")
 @data
 @device
-def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str) -> None:
+@plugin_option
+def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str,
+             plugins: tuple[Path, ...]) -> None:
     """Measure the accuracy of adapters on their own tasks.
 
     If the scenario gives no task IDs, clbench infers the task among the chosen ones.
@@ -196,7 +204,7 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
     from clbench_lora.adapters import find
     from clbench_lora.evaluate import evaluate_tasks
 
-    accuracy = evaluate_tasks(find(run, trial), tasks, data, device)
+    accuracy = evaluate_tasks(find(run, trial, plugins), tasks, data, device)
     rows = [[str(n + 1), f"{100 * a:.2f}"] for n, a in accuracy.items()]
     if accuracy:
         rows.append(["mean", f"{100 * sum(accuracy.values()) / len(accuracy):.2f}"])
@@ -209,7 +217,9 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
               "in 1,2.")
 @click.option("--weights", type=floats, required=True, metavar="LIST", help="Weight of each adapter, as in 0.5,0.5.")
 @to("Empty or new folder to write to.", "DIR")
-def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float], to: Path) -> None:
+@plugin_option
+def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float], to: Path,
+            plugins: tuple[Path, ...]) -> None:
     """Combine adapters into one, as their weighted sum.
 
     The sum is exact, so its rank is the sum of their ranks. In the head, each class has the row of its own task. If
@@ -217,7 +227,7 @@ def combine(run: Path, trial: str | None, tasks: list[int], weights: list[float]
     """
     from clbench_lora import adapters
 
-    mixture = adapters.combine(adapters.find(run, trial), tasks, weights, to)
+    mixture = adapters.combine(adapters.find(run, trial, plugins), tasks, weights, to)
     ranks = sorted({mixture.rank(layer) for layer in mixture.layers})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     click.echo(f"adapter: {to} ({rank}{f', classes {outputs(mixture)}' if mixture.has_head else ''})")
@@ -238,7 +248,8 @@ def lora_group() -> None:
               help="File in which to plot energy and accuracy against the rank (.png or .svg).")
 @click.option("--format", "form", type=click.Choice(["text", "md", "json"]), default="text", show_default=True,
               help="Format of the output.")
-def spectrum(run: Path, plot: Path | None, form: str) -> None:
+@plugin_option
+def spectrum(run: Path, plot: Path | None, form: str, plugins: tuple[Path, ...]) -> None:
     """Show the rank of the weight changes by full fine-tuning.
 
     RUN is a run folder with trials of independent (full fine-tuning, one model per task) and of lora at some ranks.
@@ -246,7 +257,7 @@ def spectrum(run: Path, plot: Path | None, form: str) -> None:
     """
     from clbench_lora import spectrum, spectrum_view
 
-    spectra = spectrum.spectra(run)
+    spectra = spectrum.spectra(run, plugins)
     if plot is not None:
         spectrum_view.draw(spectra, plot)
     click.echo(spectrum_view.show(spectra, form))

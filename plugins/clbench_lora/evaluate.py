@@ -51,14 +51,14 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
     if len(groups) > 1 and trial.scenario != "task":
         raise SpecError(f"in scenario {trial.scenario} the task is inferred, which makes no sense between benchmarks; "
                         "name tasks of one with --tasks")
-    runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters eval")
+    runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters eval", source.registry)
     accuracies: dict[int, float] = {}
     for members in groups.values():
         stream = runner.stream(trial.model_copy(update={"benchmark": origins[members[0]].benchmark}))
         for member in members:
             same_data(stream, origins[member])
         part = replace(stream, tasks=tuple(stream.tasks[origins[n].task] for n in members), classes=source.outputs)
-        strategy = reload.load(source, members, stream.prepare, runner.registry).to(runner.device)
+        strategy = reload.load(source, members, stream.prepare).to(runner.device)
         with precision.products(trial.trained_by), precision.forward(trial.trained_by, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         accuracies.update(zip(members, row.accuracy, strict=True))
@@ -101,14 +101,14 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         raise StoreError(f"{source.name} has an adapter of task {task + 1}; remove it first")
     if benchmark is not None:
         trial = trial.model_copy(update={"benchmark": benchmark})
-    runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters add")
+    runner = TrialRunner(ExecutionSettings(data=data_dir), device, "clbench adapters add", source.registry)
     stream = runner.stream(trial)
     check_fits(source, stream, trial.benchmark, task)
     origin = Origin(benchmark=trial.benchmark, task=task, fingerprint=stream.fingerprint)
     if is_trial_benchmark:
         same_data(stream, origin.model_copy(update={"fingerprint": source.stream.fingerprint}))
     number = task if is_trial_benchmark else max([*source.tasks, len(source.stream.classes) - 1]) + 1
-    strategy = reload.rebuild(source, len(stream.tasks), stream.prepare, runner.registry).to(runner.device)
+    strategy = reload.rebuild(source, len(stream.tasks), stream.prepare).to(runner.device)
     # With earlier tasks reserved, the task has its index in the benchmark, on which data order and draws depend.
     for earlier in stream.tasks[:task]:
         reload.reserve(strategy, earlier.classes)

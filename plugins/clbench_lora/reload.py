@@ -15,7 +15,7 @@ from clbench.core import seeds
 from clbench.core.artifacts import BASE
 from clbench.core.errors import SpecError, StoreError, message_of
 from clbench.core.objective import RMSE
-from clbench.core.registry import Registry, discover
+from clbench.core.registry import Registry
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
 from clbench.strategy.per_task import TaskHead
@@ -37,14 +37,14 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         source: the trial's saved adapters.
         tasks: the total number of tasks to expect; by default the trial's.
         prepare: turns raw samples into inputs.
-        registry: the installed plugins.
+        registry: the plugins; by default those of `source`.
 
     Raises:
         SpecError: adapters of the trial's method cannot be loaded, or their files lack what is needed to infer tasks.
         StoreError: the base does not fit the trial's model.
     """
     source.refuse_language_model("reload", "peft.PeftModel.from_pretrained(base, adapter) loads one")
-    trial, loaded_registry = source.record.trial, registry or discover()
+    trial, loaded_registry = source.record.trial, registry or source.registry
     shape = tuple(source.stream.input_shape)
     with seeds.scope(trial.seed, "init"):
         model, _ = build_model(trial.model, None, shape, source.outputs, loaded_registry)
@@ -81,7 +81,7 @@ def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Pre
     return strategy.requires_grad_(False).eval()
 
 
-def load_model(record: Record, folder: Path, task: int) -> Network:
+def load_model(record: Record, folder: Path, task: int, registry: Registry) -> Network:
     """Return the plain network that is W with a task's adapter and head.
 
     Raises:
@@ -91,12 +91,12 @@ def load_model(record: Record, folder: Path, task: int) -> Network:
     if record.metric == RMSE.name:
         raise StoreError(f"{record.name} predicts numbers, for which lora saves no adapters: run it with --keep models "
                          "and name no task")
-    source = TrialAdapters(record, folder)
+    source = TrialAdapters(record, folder, registry)
     if not (folder.is_dir() if source.of_language_model else source.has_base):
         raise StoreError(f"{folder} has no {'adapters' if source.of_language_model else BASE}: the run's artifacts are "
                          "not there; run the trial again")
     adapter, base = source.adapter(task), source.base()
-    model, _ = build_model(record.trial.model, None, tuple(source.stream.input_shape), source.outputs, discover())
+    model, _ = build_model(record.trial.model, None, tuple(source.stream.input_shape), source.outputs, registry)
     model.load_state_dict(merged(adapter, base))
     return model
 

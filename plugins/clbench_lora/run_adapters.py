@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import SpecError, StoreError
-from clbench.core.registry import discover, installed
+from clbench.core.files import Files
+from clbench.core.registry import Registry, discover, installed
 from clbench.models.network import Network
 from clbench.report.analysis.readable import find_trials
 from clbench.results.records import Record, StreamFacts
@@ -27,10 +28,14 @@ METHODS = ("lora", "seq-lora")  # methods that write adapters
 
 @dataclass(frozen=True)
 class TrialAdapters:
-    """The base and the adapters, one per task, that a trial has saved in `folder`."""
+    """The base and the adapters, one per task, that a trial has saved in `folder`.
+
+    `registry` has the plugins by which the trial's model is built.
+    """
 
     record: Record
     folder: Path
+    registry: Registry = field(default_factory=installed, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -82,7 +87,7 @@ class TrialAdapters:
     def model(self) -> Network:
         """Return the trial's model with the weights that the trial started from."""
         trial = self.record.trial
-        return build_model(trial.model, trial.weights, tuple(self.stream.input_shape), self.outputs, discover())[0]
+        return build_model(trial.model, trial.weights, tuple(self.stream.input_shape), self.outputs, self.registry)[0]
 
     @property
     def size(self) -> int:
@@ -94,7 +99,7 @@ class TrialAdapters:
         """Return the trial's model without values of its tensors, on the device meta."""
         with torch.device("meta"):
             return build_model(self.record.trial.model, None, tuple(self.stream.input_shape), self.outputs,
-                               discover())[0]
+                               self.registry)[0]
 
     @property
     def names(self) -> dict[str, str]:
@@ -130,35 +135,40 @@ class TrialAdapters:
                              f"{', '.join(str(saved_task + 1) for saved_task in self.tasks) or '(none)'}")
 
 
-def trials_with_adapters(run: Path) -> list[TrialAdapters]:
+def trials_with_adapters(run: Path, plugins: Files = ()) -> list[TrialAdapters]:
     """Return the trials of a run folder that have saved adapters, in the order in which they were run.
+
+    Args:
+        run: the run folder.
+        plugins: files of plugins that are not installed, the same as for the run.
 
     Raises:
         StoreError: the folder cannot be read.
     """
-    store = Store(run)
+    store, registry = Store(run), discover(files=plugins)
     records, _ = store.read()
     # Other methods save a base, too, but no adapters.
-    trials = [TrialAdapters(r, store.artifacts / r.key) for r in records if r.trial.method.name in METHODS]
+    trials = [TrialAdapters(r, store.artifacts / r.key, registry) for r in records if r.trial.method.name in METHODS]
     return [trial for trial in trials if trial.has_base or any(trial.folder.glob(f"task*/{INFO}"))]
 
 
-def find(run: Path | str, trial: str | None = None) -> TrialAdapters:
+def find(run: Path | str, trial: str | None = None, plugins: Files = ()) -> TrialAdapters:
     """Return the saved adapters of one trial of a run folder.
 
     Args:
         run: the run folder.
         trial: the trial, named as in `clbench.load_model`; None if only one trial has saved adapters.
+        plugins: files of plugins that are not installed, the same as for the run.
 
     Raises:
         StoreError: no matching trial has saved adapters, or several trials match.
     """
-    sources = trials_with_adapters(Path(run))
+    sources = trials_with_adapters(Path(run), plugins)
     if not sources:
         raise StoreError(f"no adapters in {run}: only trials of lora, and of seq-lora on language models, leave some; "
                          f"clbench run --methods lora --out {run} makes some")
     records = [source.record for source in sources]
-    matches = find_trials(records, trial, installed())
+    matches = find_trials(records, trial, sources[0].registry)
     if len(matches) == 1:
         return next(source for source in sources if source.record.key == matches[0].key)
     if not matches:

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from clbench.core.artifacts import BASE, task_folder
 from clbench.core.errors import StoreError
+from clbench.core.files import Files
 from clbench.core.options import format_value
+from clbench.core.registry import Registry, discover
 from clbench.results import metrics
 from clbench.results.records import Record
 from clbench.results.stats import Interval, mean_interval
@@ -155,13 +157,13 @@ def parted(changes: Sequence[Change]) -> list[Change]:
     return [c for c in changes if c.layer not in wholes]
 
 
-def measured_layers(record: Record, folder: Path) -> dict[str, bool]:
+def measured_layers(record: Record, folder: Path, registry: Registry) -> dict[str, bool]:
     """Return the Linear and Conv2d layers in the blocks of a trial's model, by name, in the model's order.
 
     The value is False if q, k and v are not thirds of the layer's rows, because the rows are ordered by head. Heads are
     left out: each task has its own, and W has none to compare it with.
     """
-    model = TrialAdapters(record, folder).architecture()
+    model = TrialAdapters(record, folder, registry).architecture()
     names = [f"blocks.{name}" for name, module in model.blocks.named_modules()
              if isinstance(module, nn.Linear | nn.Conv2d)]
     return {name: not is_ordered_by_head(model.get_submodule(name.rpartition(".")[0])) for name in names}
@@ -182,13 +184,13 @@ def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor],
         yield name.removesuffix(".weight"), tuned[name].double() - weight.double()
 
 
-def changes_of(record: Record, folder: Path) -> Iterator[Change]:
+def changes_of(record: Record, folder: Path, registry: Registry) -> Iterator[Change]:
     """Yield the changes of a trial of `independent`, task by task, from the weights that it has exported.
 
     Raises:
         StoreError: weights are missing or cannot be read.
     """
-    base, layers = _read(folder / BASE), measured_layers(record, folder)
+    base, layers = _read(folder / BASE), measured_layers(record, folder, registry)
     for task in range(len(record.R) - 1):
         changes = dict(weight_changes(base, _read(task_folder(folder, task) / MODEL), layers))
         for layer in filter(changes.__contains__, layers):
@@ -205,15 +207,19 @@ def thirds(layer: str, change: Tensor) -> dict[Target, Tensor]:
     return dict(zip(FUSED, change.chunk(len(FUSED)), strict=True)) if fused else {}
 
 
-def spectra(run: Path) -> list[Spectrum]:
+def spectra(run: Path, plugins: Files = ()) -> list[Spectrum]:
     """Return the spectra of a run folder: one for each setting and configuration of `independent` in it.
 
     Configurations differ in an option or in the training configuration of the method, as rows of reports do.
 
+    Args:
+        run: the run folder.
+        plugins: files of plugins that are not installed, the same as for the run.
+
     Raises:
         StoreError: there is no finished trial of `independent` with its weights, or files cannot be read.
     """
-    store = Store(run)
+    store, registry = Store(run), discover(files=plugins)
     records = [r for r in store.read()[0] if r.status == "done"]
     by_setting: dict[tuple[str, ...], Spectrum] = {}
     members: dict[tuple[str, ...], list[Record]] = {}
@@ -222,7 +228,7 @@ def spectra(run: Path) -> list[Spectrum]:
             continue
         key = (*record.trial.environment, record.trial.method_config)
         spectrum = by_setting.setdefault(key, Spectrum(_setting(record), record.label))
-        spectrum.changes += changes_of(record, store.artifacts / record.key)
+        spectrum.changes += changes_of(record, store.artifacts / record.key, registry)
         members.setdefault(key, []).append(record)
     if not by_setting and any(r.trial.method.name == "independent" and r.metric for r in records):
         raise StoreError(f"no spectrum of {run}: it needs the weights of each task's model, which independent saves "

@@ -127,3 +127,36 @@ def test_a_finished_run_is_evaluated_cut_and_added_to(tmp_path, capsys):
     code, _, err = call(capsys, "eval", tmp_path, "--device", "cpu")
     assert code == 2
     assert err.startswith("Error: in scenario class the task is inferred, which makes no sense between benchmarks")
+
+
+PLUGIN = """
+import math
+from torch import nn
+from clbench import Block, ModelInfo, Network, hookimpl
+
+def build(options, input_shape, classes):
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 6))
+    return Network([Block(hidden, nn.Tanh())], nn.Linear(6, classes))
+
+@hookimpl
+def clbench_models():
+    return [ModelInfo("of-a-file", build, "one hidden layer")]
+"""
+
+
+def test_the_model_can_be_in_the_file_of_a_plugin(tmp_path, capsys):
+    plugin, run = tmp_path / "plugin.py", tmp_path / "run"
+    plugin.write_text(PLUGIN)
+    records = clbench.run(methods="lora:rank=1,independent", model="of-a-file", seeds=1, iterations=4, workers=0,
+                          benchmark="helpers.tiny_benchmarks:pictures", device="cpu", out=run, plugins=plugin)
+    for record in records:
+        assert clbench.load_model(run, record.key, task=1, plugins=plugin).head.out_features == 4
+    assert "no model 'of-a-file'" in call(capsys, "eval", run, "--device", "cpu")[2]
+    for name, *arguments in (
+            ("show",), ("eval", "--device", "cpu"), ("export", "--task", 2, "--to", tmp_path / "exported"),
+            ("merge", "--task", 2, "--to", tmp_path / "merged.safetensors"), ("remove", "--task", 2),
+            ("add", "--task", 2, "--device", "cpu"),
+            ("combine", "--tasks", "1,2", "--weights", "1,1", "--to", tmp_path / "combined")):
+        code, out, err = call(capsys, name, run, *arguments, "--plugin", plugin)
+        assert (code, err) == (0, "") and out
+    assert cli.call(["lora", "spectrum", str(run), "--plugin", str(plugin)]) == 0

@@ -26,7 +26,7 @@ from torch import nn
 from clbench import cli
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import StoreError
-from clbench.core.registry import discover
+from clbench.core.registry import discover, installed
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -85,7 +85,7 @@ def test_layers_are_linear_and_convolution_weights_of_the_blocks(tmp_path, monke
                      Block(nn.ConvTranspose2d(2, 3, 1), nn.Identity()), Block(nn.Conv2d(3, 3, 1), nn.Identity())],
                     nn.Linear(3, 2))
     monkeypatch.setattr(TrialAdapters, "architecture", lambda self: model)
-    layers = measured_layers(make_record("independent"), tmp_path)
+    layers = measured_layers(make_record("independent"), tmp_path, installed())
     assert layers == {"blocks.1.body": True, "blocks.3.body": True}
     base = model.state_dict()
     tuned = {name: t + 1 for name, t in base.items()}
@@ -167,7 +167,7 @@ def test_rows_with_a_recipe_of_their_own_do_not_mix(run):
 def fused(tmp_path, monkeypatch):
     """Return a run whose layer for q, k and v changed in orthogonal directions: q by 4, k not at all, v by 3 and 2."""
     name, out = "blocks.1.body.attn.qkv", "blocks.1.body.attn.proj"
-    monkeypatch.setattr(spectrum, "measured_layers", lambda record, folder: {name: True, out: True})
+    monkeypatch.setattr(spectrum, "measured_layers", lambda *_: {name: True, out: True})
     left, right = (torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] for _ in range(2))
     change = torch.zeros(18, 6, dtype=torch.float64)
     change[:6] = 4 * torch.outer(left[0], right[0])
@@ -228,7 +228,7 @@ def test_layers_are_in_the_models_order_and_have_parts_only_if_their_rows_are_no
     monkeypatch.setattr(TrialAdapters, "architecture", lambda self: model)
     for file in ("base.safetensors", "task0/model.safetensors"):
         save_tensors(tmp_path / file, {name: t for name, t in model.state_dict().items() if name.startswith("blocks")})
-    found = [c.layer for c in changes_of(make_record("independent", 0, make_matrix(1), tasks=1), tmp_path)]
+    found = [c.layer for c in changes_of(make_record("independent", 0, make_matrix(1), tasks=1), tmp_path, installed())]
     parts = [] if by_head else ["attn.qkv.q", "attn.qkv.k", "attn.qkv.v"]
     assert found == [f"blocks.{i}.body.{name}" for i in range(11)
                      for name in ("downsample", "attn.qkv", *parts, "attn.proj")]
