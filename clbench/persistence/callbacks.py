@@ -106,10 +106,12 @@ class SaveCallback(Callback):
             folder, tasks = self.folder / replica.trial.key, len(replica.stream.tasks)
             plain = is_plain_network(replica.strategy, replica.trial, self.registry)
             try:
-                write(folder / MODEL, replica, tasks, "network" if plain else "strategy")
+                problem = write(folder / MODEL, replica, tasks, "network" if plain else "strategy")
                 if self.states:  # a trial that continues another counts all tasks
-                    write(folder / STATE, replica, tasks, "training", conditions_of(replica, self.origin),
-                          optimizer_state(training, member))
+                    problem = write(folder / STATE, replica, tasks, "training", conditions_of(replica, self.origin),
+                                    optimizer_state(training, member))
+                if problem:
+                    replica.add_note(f"--keep could not save the method: {problem}")
             except OSError as error:
                 replica.add_note(f"no model could be kept: {error.strerror or error}")
 

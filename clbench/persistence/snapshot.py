@@ -90,10 +90,11 @@ class Snapshot(NamedTuple):
 
 
 def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
-          conditions: Mapping[str, str] | None = None, optimizer: Mapping[str, Tensor] | None = None) -> None:
+          conditions: Mapping[str, str] | None = None, optimizer: Mapping[str, Tensor] | None = None) -> str:
     """Write a snapshot of a replica that has learned `learned` tasks, replacing an older one.
 
-    If the strategy cannot be saved, the snapshot says why. `conditions` and `optimizer` are for training snapshots.
+    If the strategy cannot be saved, the snapshot has the reason instead of a state, and the reason is returned; else
+    the result is empty. `conditions` and `optimizer` are for training snapshots.
 
     Raises:
         OSError: the file cannot be written.
@@ -116,6 +117,7 @@ def write(path: Path, replica: Replica, learned: int, kind: Kind = "training",
                     state=state, problem=problem, left_out=left_out, conditions=dict(conditions or {}),
                     progress=replica if kind == "training" else None)
     save_tensors(path, tensors, {"format": "pt", "clbench": header.model_dump_json()})
+    return problem
 
 
 def training_state(strategy: Strategy, stream: Stream) -> set[str]:

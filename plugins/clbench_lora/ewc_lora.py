@@ -46,7 +46,8 @@ from clbench.strategy.regularization import quadratic, slot
 from clbench_lora import EWCLoRAOptions
 from clbench_lora.activation import activated
 from clbench_lora.joined_heads import JoinedHeadsLoRA
-from clbench_lora.layers import LoRALayer, Rows
+from clbench_lora.layers import LoRALayer
+from clbench_lora.rows import Rows
 
 
 class EWCLoRA(JoinedHeadsLoRA):

@@ -12,42 +12,13 @@ from torch import Tensor, nn
 
 from clbench.strategy.per_task import conv_like
 from clbench_lora import Init, Target
+from clbench_lora.rows import Rows
 
 FUSED: tuple[Target, ...] = ("q", "k", "v")  # the parts of a layer named qkv, in the order of its rows
 
 # Attributes that a parent module may read: timm's DaViT, for example, reads a convolution's size to pad its input.
 GEOMETRY = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding",
             "dilation", "groups")
-
-
-class Rows:
-    """Some rows of a Linear layer's weight, used as a layer of their own.
-
-    This is not a module: the weight belongs to the layer and is read from it each time.
-
-    Args:
-        layer: the whole layer.
-        part: the index of the part, from 0.
-        parts: the number of parts, which all have the same size.
-    """
-
-    def __init__(self, layer: nn.Linear, part: int, parts: int) -> None:
-        """Compute which rows of the weight belong to the part."""
-        self.layer = layer
-        self.in_features = layer.in_features
-        self.out_features = layer.out_features // parts
-        self.rows = slice(part * self.out_features, (part + 1) * self.out_features)
-
-    @property
-    def weight(self) -> Tensor:
-        """Return the rows' weight [out, in]."""
-        return self.layer.weight[self.rows]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """Return the rows' bias [out]; None if the layer has none."""
-        bias: Tensor | None = self.layer.bias
-        return None if bias is None else bias[self.rows]
 
 
 class LoRALayer(nn.Module):

@@ -16,7 +16,8 @@ from clbench.experiment.trial import Resolved
 from clbench.models.weights import hash_tensors
 from clbench.strategy.per_task import TaskHead
 from clbench_lora import AdapterOptions
-from clbench_lora.layers import LoRALayer, Rows
+from clbench_lora.layers import LoRALayer
+from clbench_lora.rows import Rows
 
 PREFIX = "base_model.model."  # PEFT's prefix of the names of the model's modules
 HEAD = "head"

@@ -21,8 +21,9 @@ from clbench.data.samples import Samples
 from clbench.strategy.per_task import TaskHead
 from clbench.training.building import build_model, build_strategy, channels_last
 from clbench_lora.arithmetic import merged
-from clbench_lora.layers import LoRALayer, Rows
+from clbench_lora.layers import LoRALayer
 from clbench_lora.peft_format import Adapter, by_module, separated, stored
+from clbench_lora.rows import Rows
 from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.strategy import LoRA
 

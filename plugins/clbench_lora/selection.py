@@ -14,7 +14,8 @@ from clbench import Network
 from clbench.core.errors import SpecError
 from clbench.models.network import SAME
 from clbench_lora import ALL_LINEAR, AdapterOptions, LowRankOptions, Target
-from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, Rows, width
+from clbench_lora.layers import FUSED, FusedLoRA, LoRALayer, width
+from clbench_lora.rows import Rows
 
 # Last parts of the names of q, k, v and output projections in attention, in the spellings that models use.
 SPELLINGS: dict[Target, tuple[str, ...]] = {

@@ -254,6 +254,12 @@ def test_state_that_predictions_read_is_saved_whatever_its_role(cls, left_out):
     assert torch.equal(trained.strategy.memory, torch.ones(3))
 
 
+def test_a_method_that_cannot_be_saved_has_a_note(tmp_path):
+    record, = train(tmp_path, "avalanche:Naive")
+    assert record.status == "done"
+    assert any(note.startswith("--keep could not save the method: Avalanche keeps") for note in record.notes)
+
+
 def test_a_run_that_asks_for_models_trains_once_more_what_has_none(tmp_path):
     first, = train(tmp_path, "naive", keep="nothing")
     assert not Store(tmp_path).artifacts.exists()

@@ -30,6 +30,7 @@ from clbench.models.hf_models import text_model
 from clbench.models.network import Block, Network
 from clbench.models.timm_models import timm
 from clbench.models.vit import vit
+from clbench.persistence.strategy_state import capture, load
 from clbench.strategy.base import StreamInfo
 from clbench.training.costs import measure
 
@@ -154,6 +155,20 @@ def test_a_fused_layer_is_the_dense_computation_by_hand(options, targets):
     with strategy.active_adapter(0):
         torch.testing.assert_close(fused(x), torch.cat(expected, -1), rtol=1e-12, atol=1e-12)
     assert torch.equal(fused(x), fused.base_layer(x))
+
+
+@pytest.mark.parametrize(("method", "options"), [(method, {"alpha": 1.0}) for method in METHODS] + [
+    ("lora", {"dora": True}), ("lora", {"init": "pissa"})], ids=str)
+def test_the_state_of_parts_of_a_layer_is_saved_and_loaded(method, options):
+    strategies = [made(method, "class", seed=seed, **options) for seed in range(2)]
+    for index in range(2):
+        learn(strategies[0], make_task(index))
+        begin(strategies[1], make_task(index))
+    state, tensors = capture(strategies[0])
+    load(state, tensors, strategies[1])
+    logits = [answer(strategy).logits for strategy in strategies]
+    assert torch.equal(*logits) and logits[0].isfinite().all() == (method != "lora")
+    assert len(tensors) == len({id(value) for value in strategies[0].state_dict(keep_vars=True).values()})
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
