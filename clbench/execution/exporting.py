@@ -111,8 +111,18 @@ def _write_weights(network: Network, record: Record, to: Path) -> Path:
     if isinstance(network, LanguageModel):
         for path in folder_of(inner(record.trial.model.name)).iterdir():
             if path.suffix in CONFIGURATION and not path.name.endswith(".index.json"):
-                write_atomically(to / path.name, path.read_bytes())
+                content = path.read_bytes()
+                write_atomically(to / path.name, _with_dtype(content, network.head.weight.dtype)
+                                 if path.name == "config.json" else content)
     return to / MODEL
+
+
+def _with_dtype(content: bytes, dtype: torch.dtype) -> str:
+    """Return a model's configuration with the dtype of its weights, because transformers rounds them to that dtype."""
+    configuration = json.loads(content)
+    for key in {"dtype", "torch_dtype"} & configuration.keys():  # the second in older releases
+        configuration[key] = str(dtype).removeprefix("torch.")
+    return json.dumps(configuration, indent=2) + "\n"
 
 
 def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None) -> Path:

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from clbench_lora import adapters, reload
-from helpers.language_models import CITIES, load, quiet, write_lines
+from helpers.language_models import CITIES, load, make_model, quiet, save, write_lines
 from helpers.language_runs import LanguageRuns, as_transformers, learn, logits
 from safetensors.torch import load_file
 
@@ -104,6 +104,23 @@ def test_a_model_that_transformers_cannot_load_is_not_exported(runs, tmp_path, m
     with pytest.raises(SpecError, match="clbench export cannot write"):
         SavedModel(store, record, runner.registry)(torch.zeros(1, 4, dtype=torch.int32), task=0)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("method", "task"), [("naive", None), ("lora", 2)])
+def test_a_model_in_bfloat16_is_exported_in_the_precision_of_its_training(runs, tmp_path, method, task):
+    store = Store(tmp_path / "run")
+    base = save(tmp_path / "bf16", make_model().to(torch.bfloat16))
+    assert "bfloat16" in (base / "config.json").read_text()
+    runner = TrialRunner(runs.runner.settings.model_copy(update={"keep": "models"}), "cpu", "a test",
+                         artifacts=store.artifacts)
+    record = runner.run(runs.planned(method, model=base)[0])
+    store.write(record)
+    export(tmp_path / "run", None, tmp_path / "to", task=task)
+    test = runner.stream(record.trial).tasks[2].test
+    ours = logits(SavedModel(store, record, runner.registry).strategy, test, 2)
+    theirs = quiet()[0].AutoModelForCausalLM.from_pretrained(str(tmp_path / "to"))(**as_transformers(test)).logits
+    assert theirs.dtype == torch.float32
+    torch.testing.assert_close(theirs[test.x >= 0], ours[test.x >= 0], rtol=1e-5, atol=1e-5)
 
 
 def test_files_have_the_base_s_name_and_no_head(runs, finished):
