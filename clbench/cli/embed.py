@@ -44,7 +44,8 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
 
     Methods can then train classifiers on the features (--benchmark arrays:FILE), which is much faster than training
     with the network. The file contains the arrays X_train (features, float32), y_train (labels) and task_train (tasks),
-    and the same arrays for the test samples. If the command is interrupted, run it again to continue.
+    and the same arrays for the test samples. If samples have groups, group_train has those of the training samples, so
+    that a validation split keeps them whole. If the command is interrupted, run it again to continue.
     """
     from rich.console import Console
 

@@ -1,7 +1,7 @@
 """Write files of features, which `arrays:FILE` reads; an interrupted command continues from stored parts.
 
-Keys are X_train, y_train, task_train and X_test, y_test, task_test. Neither the parts nor the file are ever held in
-memory as a whole.
+Keys are X_train, y_train, task_train and X_test, y_test, task_test, and group_train if samples have groups. Neither the
+parts nor the file are ever held in memory as a whole.
 """
 
 from __future__ import annotations

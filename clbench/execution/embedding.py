@@ -131,13 +131,17 @@ class Job:
                 "features": str(self.width), "precision": self.trial.recipe.precision, "clbench": version("clbench")}
 
     def arrays(self, parts: Parts) -> dict[str, Array]:
-        """Return the arrays of a file: features, the benchmark's own labels and the task of each sample."""
+        """Return the arrays of a file: features, the benchmark's own labels, the task of each sample, and groups.
+
+        Training samples have groups if those of the benchmark have. A validation split of the features needs them.
+        """
         arrays: dict[str, Array] = {}
         for part in PARTS:
             splits = getattr(self.raw, part)
             arrays |= {f"X_{part}": parts.array(part), f"y_{part}": np.concatenate([s.y.numpy() for s in splits]),
                        f"task_{part}": np.repeat(np.arange(len(splits)), [len(s.y) for s in splits])}
-        return arrays
+        groups = [split.groups.numpy() for split in self.raw.train if split.groups is not None]
+        return arrays | ({"group_train": np.concatenate(groups)} if groups else {})
 
 
 def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Registry,

@@ -2,6 +2,7 @@ import errno
 import os
 import shlex
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from clbench.cli import call
 from clbench.core.errors import ClbenchError, DataError, StoreError
 from clbench.core.registry import discover
-from clbench.execution.embedding import embed, prepare
+from clbench.data.stream import load_stream
+from clbench.execution.embedding import PARTS, embed, prepare
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -136,6 +138,26 @@ def test_what_a_reader_of_the_options_would_not_think_is_told(tmp_path):
     assert any("untrained network" in note for note in notes)
     with pytest.raises(ClbenchError, match="is a head alone, which has no features but its inputs"):
         job(tmp_path, "flat", "linear")
+
+
+def test_a_validation_split_of_the_features_keeps_groups_whole(tmp_path):
+    y, group = np.repeat(np.arange(4), 30), np.arange(120) // 3  # three samples of each patient
+    x = np.random.default_rng(0).integers(0, 255, (120, 3, 8, 8), dtype=np.uint8)
+    x[:, :, :4] = group[:, None, None, None]
+    np.savez(tmp_path / "photos.npz", X=x, y=y, group=group)
+    spec = build({"benchmark": f"arrays:{tmp_path}/photos.npz", "model": "cnn:channels=2", "methods": ["naive"]})
+    todo = prepare(plan(spec, discover())[0].trial, ExecutionSettings(data=tmp_path), "cpu", discover())
+    out = tmp_path / "x.safetensors"
+    embed(todo, out)
+    found = load_file(out)
+    pixel = torch.cat([samples.x[:, 0, 0, 0] for samples in todo.samples("train")])  # the group by another way
+    assert len({*zip(found["group_train"].tolist(), pixel.tolist(), strict=True)}) == len(pixel.unique())
+    read = load_stream(plan(build({"benchmark": f"arrays:{out}", "model": "linear", "methods": ["naive"]}),
+                            discover())[0].trial.benchmark, "task", 0, tmp_path, discover(), validation=0.2)
+    sides = [{tuple(row.tolist()) for task in read.tasks for row in getattr(task, part).x} for part in PARTS]
+    group_of = {tuple(row.tolist()): group for row, group in zip(found["X_train"], pixel.tolist(), strict=True)}
+    train, held_out = ({group_of[row] for row in side} for side in sides)
+    assert held_out and not train & held_out
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path):
