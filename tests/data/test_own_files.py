@@ -144,6 +144,9 @@ def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
     ({"X": np.array([[1.0]] * 38 + [[np.inf]] * 2)}, "sample 38 .* or infinite, and so has 1 more$"),
     ({"X": np.array([[1.0]] * 39 + [[np.nan]])}, "sample 39 .* is missing or infinite$"),
     ({"y": np.array([None] * 40)}, "save text as np.array"),
+    ({"y": np.array(["a", "b", math.nan, ""] * 10, dtype=str)}, r"y: sample 2 \(counted from 0\) has no value, and so "
+     "have 19 more$"),
+    ({"group": np.array([*"ab" * 19, "c", " "])}, r"group: sample 39 \(counted from 0\) has no value$"),
     ({"class_names": np.array(["a", "b"])}, "class_names has 2 names, and y has 2; numbers in y are positions"),
     ({"class_names": np.array(["2", "3", "4"])}, "class_names has 3 names, and y has 3"),
     ({"y": np.array(["0", "1"] * 20), "class_names": np.array(["a", "b"])}, "y has 0; .* text is a name in it"),
@@ -244,6 +247,15 @@ def test_a_folder_is_no_table(tmp_path):
     (tmp_path / "rows").mkdir()
     with pytest.raises(DataError, match=r"'table:.*rows': .*rows is a folder; table:FILE reads one file$"):
         table_files(f"table:{tmp_path / 'rows'}", {}, tmp_path)
+
+
+@pytest.mark.parametrize(("value", "message"), [(3, "no list, in the first row 2 numbers"), ([], "an empty list"),
+                                                (None, "no list, in the first row 2 numbers")])
+def test_lists_and_other_values_in_one_column_are_errors(value, message, tmp_path):
+    lines = [{"v": value if i == 3 else [i, 1], "label": i % 4} for i in range(40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match=rf"row 4 \(line 4 of the file\), column 'v' has {message}$"):
+        stream("table", "t.jsonl", tmp_path)
 
 
 @pytest.mark.parametrize(("values", "message"), [

@@ -21,7 +21,7 @@ from torch import Tensor
 from clbench.core.errors import DataError, message_of
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
-from clbench.data.own.columns import feature_columns, label_column, labeled, numbers
+from clbench.data.own.columns import MISSING, feature_columns, label_column, labeled, numbers
 from clbench.data.own.dividing import divide_targets
 from clbench.data.own.samples import Labeled, as_text, locate, read_table, some
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
@@ -207,7 +207,16 @@ def _text(values: Any, count: int, where: str) -> list[str]:
         raise DataError(f"{where} is {list(array.shape)}, expected one value for each of the {count} samples")
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
         raise DataError(f"{where} has numbers that are not whole; labels must be names or whole numbers")
-    return _decoded(array.tolist(), where)
+    text = _decoded(array.tolist(), where)
+    if missing := [row for row, value in enumerate(text) if value.strip() in MISSING]:
+        raise DataError(f"{where}: sample {missing[0]} (counted from 0) has no value{_and_others(missing)}")
+    return text
+
+
+def _and_others(rows: Sequence[int]) -> str:
+    """Return how many samples have the problem that an error names for the first one; empty if it is the only one."""
+    count = len(rows) - 1
+    return f", and so {'has' if count == 1 else 'have'} {count} more" if count else ""
 
 
 def _inputs(values: Any, where: str) -> tuple[Tensor, list[str]]:
@@ -229,7 +238,7 @@ def _inputs(values: Any, where: str) -> tuple[Tensor, list[str]]:
     x = x.float().contiguous()
     finite = x.flatten(1).isfinite().all(1)
     if not finite.all():
-        first, *others = (~finite).nonzero().flatten().tolist()
-        more = f", and so {'has' if len(others) == 1 else 'have'} {len(others)} more" if others else ""
-        raise DataError(f"{where}: sample {first} (counted from 0) has a value that is missing or infinite{more}")
+        rows = (~finite).nonzero().flatten().tolist()
+        raise DataError(f"{where}: sample {rows[0]} (counted from 0) has a value that is missing or infinite"
+                        f"{_and_others(rows)}")
     return x, notes

@@ -90,6 +90,7 @@ def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
 
 
 LABEL = "label"  # the column of labels if the user names none
+MISSING = ("", "nan")  # labels, tasks and groups without a value, as text; pandas and NumPy write the second one
 PRECISION = 1e-3  # largest error of float32, in standard deviations of a column
 
 
@@ -143,7 +144,7 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
             return None
         values = [value.strip() for value in as_text("" if v is None else v for v in table.columns[column])]
         for index, value in enumerate(values):
-            if value in ("", "nan"):
+            if value in MISSING:
                 raise DataError(f"{where}: {table.place(index, column)} is empty")
         return values
 
@@ -213,8 +214,12 @@ def _lists(table: Table, column: str, where: str) -> Any:
         return values.astype(np.float64)
     for index, value in enumerate(values):
         wrong = None
-        if value is None or len(value) != len(values[0]):
-            wrong = f"{'no list' if value is None else f'{len(value)} numbers'}, in the first row {len(values[0])}"
+        if not isinstance(value, (list, tuple, np.ndarray)):
+            wrong = f"no list, in the first row {len(values[0])} numbers"
+        elif not len(value):
+            wrong = "an empty list"
+        elif len(value) != len(values[0]):
+            wrong = f"{len(value)} numbers, in the first row {len(values[0])}"
         elif any(v is None or not isinstance(v, (int, float, np.number)) or not math.isfinite(v) for v in value):
             wrong = "a list with something that is no number"
         if wrong:
