@@ -274,6 +274,16 @@ def test_classes_may_have_names_that_python_takes_for_numbers(tmp_path):
     assert [task.class_names for task in stream("table", "t.csv", tmp_path).tasks] == [("12", "1_1"), ("b", "inf")]
 
 
+def test_names_that_may_mean_the_same_are_told(tmp_path):
+    labels = ["1", "1.0", "2", "Cat", "cat", "caf\u00e9", "cafe\u0301", "9007199254740993", "9007199254740992"]
+    table(tmp_path / "t.csv", ["v", "w", "label"], *[[i, -i, label] for i, label in enumerate(labels * 4)])
+    pairs = "1 / 1.0, Cat / cat, cafe\u0301 / caf\u00e9; give them one name if they are the same"
+    classes = stream("table", "t.csv", tmp_path)
+    assert f"classes that differ only in how their names are written: {pairs}" in classes.notes
+    numbers = stream("table", "t.csv", tmp_path, "domain", target_column="v", task_column="label")
+    assert f"tasks that differ only in how their names are written: {pairs}" in numbers.notes
+
+
 def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text('v,label\n\n1,"a\nb"\n2,c\n')

@@ -6,8 +6,10 @@ so that published learning rates fit any unit. Metrics and predictions are in th
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from clbench.core.errors import DataError
 from clbench.core.objective import REGRESSION, significant
 from clbench.data.own.dividing import Division, Rows, divide
-from clbench.data.own.samples import Labeled
+from clbench.data.own.samples import Labeled, as_number, some
 from clbench.data.own_options import TaskOptions
 from clbench.data.photo_files import Photos
 from clbench.data.raw import RawStream, Split
@@ -72,7 +74,7 @@ def label_stream(division: Division, train: Inputs, test: Inputs, *, mean: Seque
                         for x, rows in zip(test, division.test, strict=True))
     copy_notes = describe_copies(*([x.hashes if isinstance(x, Photos) else x for x in part] for part in (train, test)))
     return RawStream(train_splits, test_splits, division.orders, tuple(mean), tuple(std),
-                     (*notes, *division.notes, *copy_notes), augment, division.classes)
+                     (*notes, *division.notes, *describe_names(division), *copy_notes), augment, division.classes)
 
 
 def train_groups(division: Division) -> tuple[Tensor | None, ...]:
@@ -81,6 +83,20 @@ def train_groups(division: Division) -> tuple[Tensor | None, ...]:
         return (None,) * len(division.train)
     numbers = torch.from_numpy(np.unique(np.array(division.groups), return_inverse=True)[1])
     return tuple(numbers[torch.from_numpy(rows)] for rows in division.train)
+
+
+def describe_names(division: Division) -> list[str]:
+    """Return notes on classes and tasks whose names may mean the same: they differ only in how they are written."""
+    notes = []
+    for kind, names in (("classes", division.classes), ("tasks", division.tasks)):
+        by_meaning: dict[str | Decimal, list[str]] = {}
+        for name in names:
+            plain = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+            by_meaning.setdefault(plain if as_number(plain) is None else Decimal(plain), []).append(name)
+        if similar := [" / ".join(spellings) for spellings in by_meaning.values() if len(spellings) > 1]:
+            notes.append(f"{kind} that differ only in how their names are written: {some(similar)}; give them one name "
+                         "if they are the same")
+    return notes
 
 
 def describe_copies(train: Sequence[Tensor], test: Sequence[Tensor]) -> list[str]:
@@ -140,5 +156,5 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
               f"{significant(spread)} of the first task's {len(first_targets)} training samples, and metrics are in "
               "its unit")
     return RawStream(train, test, division.orders, tuple(mean), tuple(std),
-                     (*notes, target, *division.notes, *copy_notes), objective=REGRESSION.name,
-                     task_names=division.tasks, target=(center, spread))
+                     (*notes, target, *division.notes, *describe_names(division), *copy_notes),
+                     objective=REGRESSION.name, task_names=division.tasks, target=(center, spread))
