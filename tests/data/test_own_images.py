@@ -116,6 +116,25 @@ def test_folders_within_classes_may_be_groups(tmp_path):
     assert any("11 photos lie in folders within those of their classes" in note for note in notes)
 
 
+def test_parts_with_other_names_are_not_called_tasks_or_groups_alone(tmp_path):
+    for part in ("Training", "Testing"):
+        folder(tmp_path / "p" / part, count=2)
+    with pytest.raises(DataError, match=r"; name them train and test if they are the parts of the data$"):
+        find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(), tmp_path)
+
+
+def test_a_link_to_a_folder_that_contains_it_is_an_error(tmp_path):
+    folder(tmp_path / "p", count=2)
+    (tmp_path / "linked").symlink_to(tmp_path / "p")  # a link elsewhere is followed
+    (tmp_path / "p" / "more").symlink_to(tmp_path / "p" / "ant")
+    train, _, _ = find_photos(f"images:{tmp_path / 'linked'}", ImagesOptions(), tmp_path)
+    assert train.labeled.labels.count("ant") == train.labeled.labels.count("more") == 2
+    (tmp_path / "p" / "ant" / "all").symlink_to(tmp_path / "p")
+    for root in ("p", "linked"):
+        with pytest.raises(DataError, match=r"all is a link to a folder that contains it; remove the link$"):
+            find_photos(f"images:{tmp_path / root}", ImagesOptions(), tmp_path)
+
+
 def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):
     folder(tmp_path / "p" / "train", count=2)
     folder(tmp_path / "p" / "test", count=1)

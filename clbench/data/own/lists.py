@@ -112,9 +112,11 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
                        for folder in {parts[0] for parts in relative_parts}}
         first, *others = inner_names.values()
         if deep == len(files) and others and all(inner == first for inner in others):
+            parts = "; name them train and test if they are the parts of the data"
             raise DataError(f"{where}: all folders in {root} have the same folders ({some(sorted(first))}); add "
                             "tasks_from=folders if the outer folders are tasks and the inner ones classes, or "
-                            "groups_from=folders if the outer folders are classes and the inner ones groups")
+                            "groups_from=folders if the outer folders are classes and the inner ones groups" +
+                            (parts if any(name.lower().startswith(TRAIN) for name in inner_names) else ""))
         notes.append(f"{deep} photos lie in folders within those of their classes (tasks_from=folders takes the outer "
                      "folders for tasks, groups_from=folders the inner ones for groups)")
     names = None
@@ -132,13 +134,24 @@ def _folders(root: Path) -> Iterator[Path]:
         yield from sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Yield the files under a folder at any depth, except hidden ones; links are followed, as in ImageFolder."""
+def _files(root: Path, outer: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files under a folder at any depth, except hidden ones; links are followed, as in ImageFolder.
+
+    Args:
+        root: the folder.
+        outer: the folders that contain it, without links.
+
+    Raises:
+        DataError: a link leads to a folder that contains it, so that all photos would be read many times.
+    """
+    outer |= {root.resolve()}
     for path in root.iterdir():
         if path.name.startswith(".") or path.name == "__MACOSX":
             continue
         if path.is_dir():
-            yield from _files(path)
+            if path.is_symlink() and path.resolve() in outer:
+                raise DataError(f"{path} is a link to a folder that contains it; remove the link")
+            yield from _files(path, outer)
         else:
             yield path
 
