@@ -79,7 +79,9 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
         return 130
     pace = f", {result.computed / result.seconds:,.0f} a second" if result.computed else ""
     reused = f", {result.reused:,} more from before" if result.reused else ""
+    scenario = " --scenario domain" if trial.scenario == "domain" else ""  # the default for arrays is task
     click.echo(f"{result.computed:,} samples in {result.seconds:.1f} s{pace}{reused}\n"
                f"features: {out} ({job.width} of each sample, {out.stat().st_size / 1e6:.1f} MB)\n"
-               f"next:     clbench run --benchmark {shlex.quote(f'arrays:{out}')} --model linear --methods {HEADS}")
+               f"next:     clbench run --benchmark {shlex.quote(f'arrays:{out}')} --model linear --methods {HEADS}"
+               f"{scenario}")
     return 0

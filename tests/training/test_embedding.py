@@ -197,6 +197,16 @@ def test_the_command(tmp_path, capsys):
     assert "kept as .safetensors or .npz" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("sites", [False, True])
+def test_the_next_command_has_the_scenario_of_the_benchmark(tmp_path, capsys, sites):
+    lines = [f"{i},{-i},{'ab'[i % 2]},{'xyz'[i % 3]}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["u,v,site,label", *lines]))
+    benchmark = f"table:{tmp_path}/t.csv:" + ("task_column=site" if sites else "leave_out=site:tasks=3")
+    assert call(["embed", benchmark, "--model", "mlp:width=4", "--data", str(tmp_path), "--out",
+                 str(tmp_path / "x.npz")]) == 0
+    assert capsys.readouterr().out.endswith("naive,joint --scenario domain\n" if sites else "naive,joint\n")
+
+
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     from clbench.execution.embedding import EmbeddingProgress
 
