@@ -86,6 +86,9 @@ def test_a_field_names_the_tasks_of_one_file(tmp_path, tokenizer):
         stream(path, tokenizer)
     with pytest.raises(DataError, match=r"all.jsonl, line 1: expected the name of a task in the field 'client'"):
         stream(path, tokenizer, task_column="client")
+    write_lines(path, [*({**row, "customer": "x"} for row in rows("x")), {**rows("y")[0], "customer": " "}])
+    with pytest.raises(DataError, match=r"all.jsonl, line 11: expected the name of a task .* found \" \"$"):
+        stream(path, tokenizer, task_column="customer")
 
 
 @pytest.mark.parametrize(("files", "message"), [
@@ -113,6 +116,11 @@ def test_notes_say_what_was_cut_and_what_is_in_both_parts(tmp_path, tokenizer):
     write_lines(place / "test.jsonl", rows("a", 2))
     notes = " / ".join(stream(place.parent, tokenizer, length=32).notes)
     assert "1 prompt was cut" in notes and "2 of 2 test items are exact copies of training items" in notes
+    (place.parent / "b").mkdir()
+    write_lines(place.parent / "b" / "train.jsonl", rows("b"))
+    write_lines(place.parent / "b" / "test.jsonl", [*rows("c", 2), rows("a")[3]])  # a copy of another task's item
+    notes = stream(place.parent, tokenizer, length=32).notes
+    assert "3 of 5 test items are exact copies of training items" in notes
 
 
 def test_a_validation_split_and_the_cache_keep_the_labels(tmp_path, tokenizer):

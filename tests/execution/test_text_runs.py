@@ -132,7 +132,7 @@ def test_json_lines_are_read_and_what_is_wrong_with_a_file_is_said(tmp_path):
     with pytest.raises(DataError, match=r"topics\.csv has no column 'body' of texts, only text, label, site"):
         stream_of(f"text:{tmp_path / 'topics.csv'}", text_column="body", **options)
     (tmp_path / "bad.csv").write_text("text,label\nthe dog,\n")
-    with pytest.raises(DataError, match=r"row 1 \(line 2 of the file\), column 'label' is empty"):
+    with pytest.raises(DataError, match=r": bad\.csv: row 1 \(line 2 of the file\), column 'label' is empty"):
         stream_of(f"text:{tmp_path / 'bad.csv'}", **options)
 
 

@@ -145,13 +145,11 @@ def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> 
     """Yield notes for the user: on items that were cut, and on test items that are copies of training items."""
     yield from Tokenized((), *(sum(getattr(part, field) for pair in parts for part in pair)
                                for field in ("cut_prompts", "cut_responses"))).notes
-    copy_count = test_count = 0
-    for pair in parts:
-        train_ids = {item.ids for item in pair[0].items}
-        copy_count += sum(item.ids in train_ids for item in pair[1].items)
-        test_count += len(pair[1].items)
+    train_ids = {item.ids for pair in parts for item in pair[0].items}
+    test_items = [item for pair in parts for item in pair[1].items]
+    copy_count = sum(item.ids in train_ids for item in test_items)
     if copy_count:
-        yield f"{copy_count} of {test_count} test items are exact copies of training items"
+        yield f"{copy_count} of {len(test_items)} test items are exact copies of training items"
 
 
 def examples(stream: Stream, tokenizer: str) -> Iterator[str]:

@@ -210,10 +210,11 @@ def _item(place: str, value: Any, task_field: str | None) -> Item:
         raise DataError(f"{place}: expected an object {FORMS}, found {_shown(value)}")
     task = ""
     if task_field is not None:
-        if not isinstance(value.get(task_field), str | int):
+        named = value.get(task_field)
+        if not isinstance(named, str | int) or not str(named).strip():
             raise DataError(f"{place}: expected the name of a task in the field {task_field!r} (task_column), found "
-                            f"{_shown(value.get(task_field))}")
-        task = str(value[task_field])
+                            f"{_shown(named)}")
+        task = str(named)
     if "messages" in value:
         return Conversation(place, tuple(_messages(place, value["messages"])), task)
     for field in ("prompt", "response"):

@@ -154,7 +154,8 @@ def read(path: Path, options: TextOptions, where: str) -> Texts:
     if guesses:
         raise DataError(f"{where}: {path.name} has no column {LABEL!r} of labels, only {some(table.columns)} "
                         "(label_column=NAME)")
-    return Texts(texts_of(table.columns[column], where), labeled(table, label, options, where))
+    place = f"{where}: {path.name}"  # a folder has several files
+    return Texts(texts_of(table.columns[column], place), labeled(table, label, options, place))
 
 
 def texts_of(values: Sequence[Any], where: str) -> list[str]:
