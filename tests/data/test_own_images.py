@@ -140,10 +140,12 @@ def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):
     folder(tmp_path / "p" / "test", count=1)
     (tmp_path / "p" / "train" / "ant" / "notes.txt").write_text("no photo")
     (tmp_path / "p" / "train" / "ant" / ".hidden.png").write_text("")
+    (tmp_path / "p" / "train" / "bee" / "phone.HEIC").write_text("")
     files = image_files(f"images:{tmp_path / 'p'}", {}, tmp_path)
     assert len(files) == 12 and all(file.is_file() for file in files)
     notes = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(), tmp_path)[2]
-    assert notes == [f"1 files in {tmp_path / 'p' / 'train'} were left out: they are no photos by their names"]
+    assert notes == [f"2 files in {tmp_path / 'p' / 'train'} were left out: they are no photos by their names "
+                     "(.heic, .txt)"]
 
 
 def test_photos_of_several_sizes_are_brought_to_one(tmp_path):

@@ -83,11 +83,11 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         DataError: there are no photos, or they are not in such folders.
     """
     depth = 2 if tasks else 1  # levels of folders that name task and class
-    files, skipped, shallow, deep = [], 0, 0, 0
+    files, skipped, shallow, deep = [], list[str](), 0, 0
     for path in sorted(_files(root)):
         folder_count = len(path.relative_to(root).parts) - 1
         if path.suffix.lower() not in SUFFIXES:
-            skipped += 1
+            skipped.append(path.suffix.lower())
         elif folder_count < depth:
             shallow += 1
         else:
@@ -105,7 +105,8 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
     if shallow:
         notes.append(f"{shallow} photos in {root} were left out: they do not lie in {layout}")
     if skipped:
-        notes.append(f"{skipped} files in {root} were left out: they are no photos by their names")
+        kinds = some(sorted({suffix or "no suffix" for suffix in skipped}))
+        notes.append(f"{len(skipped)} files in {root} were left out: they are no photos by their names ({kinds})")
     relative_parts = [path.relative_to(root).parts for path in files]
     if deep and depth == 1 and not groups:
         inner_names = {folder: {parts[1] for parts in relative_parts if parts[0] == folder and len(parts) > depth + 1}
