@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clbench import cli, load_model
 from clbench.core.errors import ClbenchError, DataError, SpecError, StoreError
@@ -215,6 +216,25 @@ def test_arrays_with_targets_are_the_same_stream(tmp_path, table):
         stream_of(f"arrays:{tmp_path / 'X.npy'}:targets=y.npy")
     with pytest.raises(DataError, match="has no array 'cost'"):
         stream_of(f"arrays:{tmp_path / 'sites.npz'}:targets=cost")
+
+
+def test_images_with_numbers_to_predict_are_normalized_as_the_weights_were_trained(tmp_path):
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", X=draw.integers(0, 255, (40, 3, 8, 8), dtype=np.uint8), v=draw.normal(size=40),
+             task=np.repeat([1, 2], 20))
+    values = {"benchmark": f"arrays:{tmp_path}/a.npz:targets=v", "model": "cnn:channels=2:size=8", "methods": "naive",
+              "execution": {"data": tmp_path}}
+    runner = TrialRunner(ExecutionSettings(data=tmp_path), "cpu", "a test")
+    trial = plan(build(values), discover())[0].trial
+    network = runner.build(trial, runner.stream(trial))[0].model
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "w.safetensors")
+    (tmp_path / "w.json").write_text(json.dumps({"input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.25] * 3}))
+    trial = plan(build({**values, "weights": str(tmp_path / "w.safetensors")}), discover())[0].trial
+    stream = runner.stream(trial)
+    assert stream.predicts_numbers and (stream.prepare.mean, stream.prepare.std) == ((0.5,) * 3, (0.25,) * 3)
+    augmented = plan(build({**values, "benchmark": values["benchmark"] + ":augment=crop-flip"}), discover())[0].trial
+    with pytest.raises(DataError, match="with numbers to predict are not augmented; leave augment out"):
+        runner.stream(augmented)
 
 
 def test_reports_choose_and_until_follow_the_direction_and_the_unit(tmp_path, table, capsys):

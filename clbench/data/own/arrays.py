@@ -41,6 +41,8 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> RawS
     check_arrays(name, options.model_dump(), data_dir)
     path = locate(name, data_dir)
     kind = path.suffix.lower()
+    if options.targets is not None and options.augment != "none":
+        raise DataError(f"{where}: images with numbers to predict are not augmented; leave augment out")
     if kind == ".parquet":
         return _columns(path, options, seed, where)
     for option in ("label_column", "task_column", "group", "leave_out"):
@@ -61,9 +63,6 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> RawS
         raise DataError(f"{where}: X_test is {list(x_test.shape)} of {x_test.dtype}, X_train {list(x.shape)} of "
                         f"{x.dtype}")
     if options.targets is not None:
-        if options.normalize != "none" or options.augment != "none":
-            raise DataError(f"{where}: inputs with numbers to predict are used as they are; leave normalize and "
-                            "augment out")
         inputs = [x] if x_test is None else [x, x_test]
         for part, values in zip(inputs, targets, strict=True):
             if len(part) != len(values):
