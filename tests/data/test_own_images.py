@@ -231,7 +231,8 @@ def test_other_modes_become_rgb_with_counts():
     (x,), notes = read_photos([opened(kinds)], PhotoOptions(), "x")
     assert x[:3, :, 0, 0].tolist() == [list(RED)] * 3
     assert x[3:, :, 0, 0].tolist() == [[9] * 3, [77] * 3]
-    assert notes == ["photos that became RGB, of 5: 2 gray, 1 of a palette, 1 with transparency, which was dropped"]
+    assert notes == ["1 of 5 photos have 16 bits per pixel: 0 to 65,535 became 0 to 255",
+                     "photos that became RGB, of 5: 2 gray, 1 of a palette, 1 with transparency, which was dropped"]
 
 
 def test_gray_photos_alone_keep_one_channel():
