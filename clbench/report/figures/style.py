@@ -189,8 +189,7 @@ def _round_ticks(axis: Any, factor: int, most: int = 8) -> None:
         """Places ticks at round values; shares and their differences have none beyond 100%."""
 
         def tick_values(self, vmin: float, vmax: float) -> Any:
-            ticks = super().tick_values(vmin, vmax)
-            return ticks[abs(ticks) < 1.000001] if factor == 100 else ticks
+            return [tick for tick in super().tick_values(vmin, vmax) if factor != 100 or abs(tick) < 1.000001]
 
     axis.set_major_locator(RoundTicks(most, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.6g}"))
