@@ -117,6 +117,13 @@ def test_a_folder_with_training_and_test_holds_nothing_out(tmp_path):
     write_texts(tmp_path / "set" / "test.csv", count=3, seed=1)
     stream = stream_of(f"text:{tmp_path / 'set'}", tasks=2, length=12, tokenizer=str(tmp_path / "model"))
     assert [(len(t.train), len(t.test)) for t in stream.tasks] == [(20, 6), (20, 6)]
+    assert not any("not used" in note for note in stream.notes)
+    write_texts(tmp_path / "set" / "valid.csv", count=2)
+    (tmp_path / "set" / "more").mkdir()
+    write_texts(tmp_path / "set" / "more" / "a.csv", count=2)
+    (tmp_path / "set" / "README.md").write_text("no texts")
+    told = "files next to train and test that were not used: valid.csv, more"
+    assert told in stream_of(f"text:{tmp_path / 'set'}", tasks=2, length=12, tokenizer=str(tmp_path / "model")).notes
 
 
 def test_json_lines_are_read_and_what_is_wrong_with_a_file_is_said(tmp_path):

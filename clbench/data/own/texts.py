@@ -50,9 +50,11 @@ def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> RawStrea
     assert x is not None
     texts = [*train.texts, *(test.texts if test is not None else ())]
     empty = sum(not one.strip() for one in texts)
+    unused = _unused_files(locate(name, data_dir)) if test is not None else []
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
                          test=test.known if test is not None else None,
-                         notes=[length_note(options), *[f"{empty} of {len(texts)} texts are empty"] * (empty > 0)])
+                         notes=[length_note(options), *[f"{empty} of {len(texts)} texts are empty"] * (empty > 0),
+                                *[f"files next to train and test that were not used: {some(unused)}"] * bool(unused)])
 
 
 def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
@@ -117,6 +119,13 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
     train, test = (read(p, options, where) if p.is_file() else _task_per_file(p, options, where)
                    for p in (pair[0], pair[1]))
     return train, test
+
+
+def _unused_files(folder: Path) -> list[str]:
+    """Return the names of the files and folders of texts next to `train` and `test`."""
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and data_files(path, SUFFIXES, "*")]
+    return [path.name for path in [*data_files(folder, SUFFIXES, "*"), *folders]
+            if (path.name if path.is_dir() else path.stem) not in ("train", "test")]
 
 
 def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
