@@ -77,9 +77,11 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
         if form == "safetensors" and task is not None:
-            path = _write_weights(load_model(run, record.key, task=task, plugins=plugins), record, to)
-            # The record of a continued trial does not describe the earlier tasks, but its saved model does.
-            model = None if record.trial.continues is None else SavedModel(store, record, registry)
+            network = load_model(run, record.key, task=task, plugins=plugins)
+            path = _write_weights(network, record, to)
+            # The record describes neither the preprocessing nor the tasks before a continued trial; a saved model does.
+            is_described = (store.artifacts / record.key / MODEL).is_file() and not isinstance(network, LanguageModel)
+            model = SavedModel(store, record, registry) if is_described else None
         else:
             model = SavedModel(store, record, registry)
             if model.is_language_model and model.network is None:
@@ -92,7 +94,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
                 path = to / MODEL
                 to.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
-        return [path, _write_description(record, model, to, task)]
+        return [path, _write_description(record, model, to, task, form)]
     except OSError as error:
         raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
 
@@ -125,7 +127,7 @@ def _with_dtype(content: bytes, dtype: torch.dtype) -> str:
     return json.dumps(configuration, indent=2) + "\n"
 
 
-def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None) -> Path:
+def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None, form: Format) -> Path:
     """Write a description of the model: its trial, inputs, names of outputs, and results."""
     stream, continued, earlier = record.stream, record.trial.continues, record.earlier
     assert stream is not None
@@ -142,8 +144,8 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
         description["task"] = task
     if model is not None:
         outline = model.outline.model_dump(mode="json")
-        description |= {"plain_network": model.network is not None, "classes": model.class_names,
-                        "tasks": outline["classes"],
+        is_plain = model.network is not None or (form == "safetensors" and task is not None)
+        description |= {"plain_network": is_plain, "classes": model.class_names, "tasks": outline["classes"],
                         "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"],
                                     **outline["prepare"]}}
         if model.strategy.stream_info.predicts_numbers:  # outputs are standardized

@@ -334,7 +334,9 @@ def test_weights_are_those_of_the_plain_network(run, tmp_path):
     merged, about = export(run, by["lora", "task"].key, tmp_path / "lora", task=1)
     one = clbench.load_model(run, by["lora", "task"].key, task=1)
     assert all(torch.equal(t, one.state_dict()[n]) for n, t in load_file(merged).items())
-    assert json.loads(about.read_text())["task"] == 1
+    description = json.loads(about.read_text())
+    assert (description["task"], description["plain_network"]) == (1, True)
+    assert description["samples"]["shape"] == [3, 16, 16]  # and the preprocessing
     whole, _ = export(run, by["icarl", "class"].key, tmp_path / "icarl")
     assert Path(whole).read_bytes() == (Store(run).artifacts / by["icarl", "class"].key / MODEL).read_bytes()
 
