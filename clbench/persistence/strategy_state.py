@@ -230,7 +230,7 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
             grown_tensor = None if old_info.classes != new_info.classes and old_info.classes in tensor.shape else tensor
         if grown_tensor is None:
             raise SnapshotError(f"it stores {name} {list(tensor.shape)}, of which it is not known how it grows with "
-                                "more outputs")
+                                f"more {'outputs' if old_info.classes != new_info.classes else 'tasks'}")
         grown[name] = grown_tensor
     old_attributes, new_attributes = plain_attributes(original), plain_attributes(larger)
     sizes = {(old_info.classes, new_info.classes), (old_info.tasks, new_info.tasks)}

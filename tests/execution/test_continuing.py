@@ -147,6 +147,13 @@ def test_what_cannot_go_on_is_refused_in_a_line(pictures, domain, tmp_path):
     path.write_bytes(content)
 
 
+def test_what_is_divided_among_tasks_cannot_go_on(tmp_path):
+    (record,) = train(tmp_path, SHIFTING, "domain", "coda-prompt", model="vit-tiny:width=12:depth=2:heads=3:patch=2"
+                      ).values()
+    with pytest.raises(SpecError, match=r"it stores \S+ .*, of which it is not known how it grows with more tasks"):
+        go_on(tmp_path, record, SHIFTING)
+
+
 def test_the_commands(pictures, tmp_path, capsys):
     folder, _ = pictures
     record = in_scenario(folder, "er", "class")
