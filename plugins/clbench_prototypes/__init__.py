@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from clbench import OnlyWith, Options, SearchValues, StrategyInfo, hookimpl
+from clbench.core.errors import SpecError
 from clbench.strategy.common_options import StartOptions
 
 Adapt = Literal["auto", "none", "lora", "bottleneck"]
@@ -29,7 +30,11 @@ class AdaptOptions(StartOptions):
                        "APER does; this doubles the number of features and of forward passes")
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
-        """Return these options with `auto` replaced: `bottleneck` if a pretrained network can have it, else `none`."""
+        """Return these options with `auto` replaced: `bottleneck` if a pretrained network can have it, else `none`.
+
+        Raises:
+            SpecError: it becomes `none`, and `both`, which is then without effect, was changed to true.
+        """
         options = super().settled(pretrained, network)
         if self.adapt != "auto":
             return options
@@ -38,6 +43,9 @@ class AdaptOptions(StartOptions):
 
             if takes_bottlenecks(network()):
                 return options.model_copy(update={"adapt": "bottleneck"})
+        if self.both and not type(self).model_fields["both"].default:
+            raise SpecError("both = true has an effect only with adapters, and adapt = auto puts none into this model; "
+                            "add adapt = lora, or leave both out")
         return options.model_copy(update={"adapt": "none", "both": False})
 
     @property

@@ -15,6 +15,7 @@ from clbench_ridge import RidgeOptions
 from clbench_ridge.strategy import Ridge
 from helpers.per_task import make_model, make_stream_info
 
+from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
@@ -65,8 +66,15 @@ def test_aper_is_simplecil_with_bottlenecks_and_both_features_where_it_can_be():
     assert not info.options.stored(mlp).both
 
 
+def test_both_is_refused_if_auto_means_no_adapters():
+    assert planned("ranpac:both=true").method.options["both"]
+    for model, pretrained in (("mlp", True), ("vit-tiny:width=8:depth=2:heads=2:patch=4", False)):
+        with pytest.raises(SpecError, match="both = true has an effect only with adapters, and adapt = auto puts none"):
+            planned("ranpac:both=true", model, pretrained)
+
+
 @pytest.mark.parametrize(("cls", "options"), [
-    (APER, APEROptions()), (RanPAC, RanPACOptions()), (ACIL, ACILOptions(adapt="auto", both=True))])
+    (APER, APEROptions()), (RanPAC, RanPACOptions()), (ACIL, ACILOptions(adapt="auto"))])
 def test_options_that_no_plan_settled_mean_the_same(cls, options):
     for model, adapt, factor in (("vit", "bottleneck", 1 + options.both), ("mlp", "none", 1)):
         network = MODELS[model]((1, 8, 8), 6)
