@@ -168,10 +168,11 @@ def check_given_generator(make: Make) -> None:
     task = b.replica.begin(index)
     with b.replica.training(index):
         TrainingLoop([b.replica], RECIPE).fit([task])
-    for name, call in (("prepare_batch", lambda: b.strategy.prepare_batch(b.batch(index))),
-                       ("after_task", lambda: b.strategy.after_task(task))):
+    calls = {"prepare_batch": lambda: b.strategy.prepare_batch(b.batch(index)),
+             "after_task": lambda: b.strategy.after_task(task)}
+    for name in ["after_task"] if b.strategy.owns_loop else calls:
         global_states = seeds.state()
-        call()
+        calls[name]()
         if global_states != seeds.state():
             raise NonConforming(f"{name} draws from a global generator of torch, NumPy or Python: use "
                                 "generator=self.stream_info.generator")

@@ -156,12 +156,12 @@ Make = Callable[..., Bench]
 
 
 def training(make: Make, index: int) -> tuple[Bench, Batch] | None:
-    """Return a strategy in the first phase of a task and a raw batch of the task; None if the task has no phases."""
+    """Return a strategy in the first phase of a task and a raw batch of the task; None if clbench takes no steps."""
     b = make("task")
     for earlier in range(index):
         b.learn(earlier)
     task = b.replica.begin(index)
-    if not shares_of(b.strategy, task):
+    if b.strategy.owns_loop or not shares_of(b.strategy, task):
         return None
     with b.replica.training(index):
         begin_phase(b.strategy, task, phases_of(b.strategy, task, RECIPE, steps_of(RECIPE, len(task.train)))[0])

@@ -405,6 +405,19 @@ def test_a_loop_that_exceeds_its_budget_is_told(cls):
     check(StrategyInfo("good", KeepsToItsBudget, "half of the steps"), "budget")
 
 
+class DrawsInItsLoop(KeepsToItsBudget):
+    def prepare_batch(self, batch):
+        return replace(batch, x=batch.x + torch.rand(1))
+
+    def loss(self, batch):
+        return super().loss(self.prepare_batch(batch))
+
+
+def test_methods_that_only_an_own_loop_calls_may_draw():
+    for name in ("loss-is-pure", "given-generator"):
+        check(StrategyInfo("good", DrawsInItsLoop, "has a loop of its own"), name)
+
+
 class NeedsClasses(Strategy):
     def before_task(self, task):
         self.scale = 1 / len(task.classes)
