@@ -168,8 +168,8 @@ def check_given_generator(make: Make) -> None:
     task = b.replica.begin(index)
     with b.replica.training(index):
         TrainingLoop([b.replica], RECIPE).fit([task])
-    calls = {"prepare_batch": lambda: b.strategy.prepare_batch(b.batch(index)),
-             "after_task": lambda: b.strategy.after_task(task)}
+    calls: dict[str, Callable[[], object]] = {"prepare_batch": lambda: b.strategy.prepare_batch(b.batch(index)),
+                                              "after_task": lambda: b.strategy.after_task(task)}
     for name in ["after_task"] if b.strategy.owns_loop else calls:
         global_states = seeds.state()
         calls[name]()
