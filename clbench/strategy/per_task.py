@@ -140,7 +140,7 @@ class PerTaskStrategy(Strategy, ABC):
     def before_task(self, task: Task) -> None:
         """Freeze everything and add the task's head. It is the first new layer, so all methods get the same head."""
         if task.index != len(self.heads):
-            raise ValueError(f"tasks are learned in order: expected {len(self.heads) + 1}, got {task.index + 1}")
+            raise ValueError(f"tasks come in order: expected task {len(self.heads) + 1}, got task {task.index + 1}")
         self.require_classes(task.index, task.classes)
         self.requires_grad_(False)
         self.heads.append(nn.Identity() if self.stream_info.predicts_tokens else
