@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import fmean
 
 from pages import table
@@ -63,7 +63,8 @@ PIXELS_COPY = ("permuted_ranks", "independent")
 
 TUNING = ROOT / "benchmarks/lora_question/answer_tuning"  # its records are of held-out training images
 TUNING_NAMES = {"ewc": "EWC", "naive": "sequential fine-tuning", "er": "ER", "pnn": "PNN", "lora": "LoRA r=4",
-                "shared-private": "shared-private"}
+                "lora-head-rate": "LoRA r=4 with a separate head rate", "shared-private": "shared-private",
+                "seq-lora": "one LoRA r=4 that all tasks share"}
 
 
 def main() -> None:
@@ -97,7 +98,8 @@ def answers() -> str:
          f"trained parameters ({source(RANK_4)})."),
         ("Is it more accurate than its rivals?", "Probably not, if all are tuned equally well. A study that tests this "
          "is under way.",
-         f"Best tuning results. Rivals that train the backbone used a separate learning rate for the head: "
+         f"Best tuning results. Methods that train the backbone, and the shared LoRA, used a separate learning rate "
+         f"for the head: "
          f"{best_candidates()} (each the best of several candidates, on two development seeds, not tested, "
          f"[protocol](../benchmarks/lora_question/PROTOCOL.md)). With one learning rate and less tuning: LoRA r=4 "
          f"{percent(LORA)}. " + "; ".join(
@@ -190,7 +192,7 @@ def best_candidates() -> str:
     A candidate counts if it has results of both development seeds.
     """
     by_candidate: dict[str, list[float]] = {}
-    for record in read(TUNING):
+    for record in chain.from_iterable(read(TUNING / part) for part in ("", "head_rate", "shared_adapter")):
         if record.trial.scenario == "task" and record.status == "done":
             by_candidate.setdefault(record.label, []).append(fmean(record.R[-1]))
     best = {name: max(fmean(scores) for label, scores in by_candidate.items()
