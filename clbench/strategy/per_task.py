@@ -160,7 +160,7 @@ class PerTaskStrategy(Strategy, ABC):
             x = prompts_of(task.train.x, task.train.y) if self.stream_info.predicts_tokens else task.train.x
             samples = Samples(x, torch.zeros(len(x), dtype=torch.int64), task.train.tasks)
             self.gaussians.learn(task.index, (0,), features_of(self, samples, self.inference_features))
-        elif self.options.infer == "prototype":
+        elif self.options.infer == "prototype" and self.stream_info.has_classes:
             self.register_buffer(f"prototype_{task.index}", self.class_means(task.train))
         elif self.gaussians is not None:
             self.gaussians.learn(task.index, task.classes, features_of(self, task.train, self.inference_features))
