@@ -151,15 +151,17 @@ def _check_seeds(original: Spec, spec: Spec) -> None:
 def _one_rate(rows: Sequence[Row], spec: Spec, registry: Registry) -> bool:
     """Return whether a pretrained backbone and its heads share a learning rate that is searched, in any row.
 
-    A language model has no new heads. With SGD, heads learn at the rate of the backbone (`has_slow_heads`).
+    A language model has no new heads.
     """
     from clbench.core.objective import ACCURACY
+    from clbench.execution.candidates import RATES
     from clbench.experiment.plan import plan
+    from clbench.experiment.trial import has_one_rate
 
-    trials = [planned.trial for planned in plan(spec, registry)]
-    return (trials[0].weights is not None and not trials[0].continues and rows[0].metric == ACCURACY.name
-            and any("recipe.lr" in row.space and "recipe.head_lr" not in row.space for row in rows)
-            and any(t.trained_by.head_lr is None and t.trained_by.optimizer != "sgd" for t in trials))
+    rate, head_rate = RATES
+    return (rows[0].metric == ACCURACY.name
+            and any(rate in row.space and head_rate not in row.space for row in rows)
+            and any(has_one_rate(planned.trial) for planned in plan(spec, registry)))
 
 
 def _by_optuna(rows: Sequence[Row]) -> bool:

@@ -81,11 +81,12 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
             path = _write_weights(network, record, to)
             # The record describes neither the preprocessing nor the tasks before a continued trial; a saved model does.
             is_described = (store.artifacts / record.key / MODEL).is_file() and not isinstance(network, LanguageModel)
-            model = SavedModel(store, record, registry) if is_described else None
+            model, is_plain = SavedModel(store, record, registry) if is_described else None, True
         else:
             model = SavedModel(store, record, registry)
             if model.is_language_model and model.network is None:
                 raise SpecError(model.not_exportable)
+            is_plain = model.network is not None
             if form != "safetensors":
                 path = _write_program(model, to, form, task)
             elif model.network is not None:
@@ -94,7 +95,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
                 path = to / MODEL
                 to.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, (store.artifacts / record.key / MODEL).read_bytes())
-        return [path, _write_description(record, model, to, task, form)]
+        return [path, _write_description(record, model, to, task, is_plain)]
     except OSError as error:
         raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
 
@@ -127,8 +128,11 @@ def _with_dtype(content: bytes, dtype: torch.dtype) -> str:
     return json.dumps(configuration, indent=2) + "\n"
 
 
-def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None, form: Format) -> Path:
-    """Write a description of the model: its trial, inputs, names of outputs, and results."""
+def _write_description(record: Record, model: SavedModel | None, to: Path, task: int | None, is_plain: bool) -> Path:
+    """Write a description of the model: its trial, inputs, names of outputs, and results.
+
+    `is_plain` says whether what was exported is a plain network.
+    """
     stream, continued, earlier = record.stream, record.trial.continues, record.earlier
     assert stream is not None
     earlier_row: list[float | None] = []  # accuracy on the tasks of the trial that this one continues, if known
@@ -144,7 +148,6 @@ def _write_description(record: Record, model: SavedModel | None, to: Path, task:
         description["task"] = task
     if model is not None:
         outline = model.outline.model_dump(mode="json")
-        is_plain = model.network is not None or (form == "safetensors" and task is not None)
         description |= {"plain_network": is_plain, "classes": model.class_names, "tasks": outline["classes"],
                         "samples": {"shape": outline["sample_shape"], "dtype": outline["sample_dtype"],
                                     **outline["prepare"]}}

@@ -188,7 +188,7 @@ class SavedModel(nn.Module):
     def evaluate(self, data_dir: str | os.PathLike[str] | None = None) -> list[float]:
         """Compute the last row of R again, with data in `data_dir`: accuracy in [0, 1] or another metric by task."""
         recipe, device = self.record.trial.trained_by, self.offered.device
-        settings = ExecutionSettings(data=None if data_dir is None else at_home(data_dir))
+        settings = ExecutionSettings.model_validate({"data": data_dir})
         runner = TrialRunner(settings, "cpu", "", self.registry)
         stream = learned_stream(self.record, runner).to(device)
         with precision.products(recipe), precision.forward(recipe, device, self.strategy):

@@ -164,6 +164,13 @@ class Progress:
 SLOW_HEADS = 0.02  # most that Adam can move a weight of a head in a task; heads begin with weights of about 0.05
 
 
+def has_one_rate(trial: Trial) -> bool:
+    """Return whether a trial has pretrained weights and trains its heads with Adam at the backbone's learning rate."""
+    recipe = trial.trained_by
+    return (trial.weights is not None and not trial.continues and recipe.optimizer != "sgd"
+            and recipe.head_lr is None)
+
+
 def has_slow_heads(trial: Trial, trainable: Sequence[int], parameters: Sequence[Mapping[str, int]],
                    steps: Sequence[int]) -> bool:
     """Return whether a trial trains a pretrained backbone and heads with one learning rate that is low for new heads.
@@ -179,7 +186,6 @@ def has_slow_heads(trial: Trial, trainable: Sequence[int], parameters: Sequence[
         parameters: the number of parameters that it stores after each task, by role.
         steps: the number of its steps in each task.
     """
-    recipe, backbone = trial.trained_by, parameters[0].get("base", 0) if parameters else 0
-    return (trial.weights is not None and not trial.continues and recipe.optimizer != "sgd"
-            and recipe.head_lr is None and 0 < backbone <= 2 * max(trainable, default=0)
-            and 0 < recipe.lr * max(steps, default=0) < SLOW_HEADS)
+    backbone = parameters[0].get("base", 0) if parameters else 0
+    return (has_one_rate(trial) and 0 < backbone <= 2 * max(trainable, default=0)
+            and 0 < trial.trained_by.lr * max(steps, default=0) < SLOW_HEADS)

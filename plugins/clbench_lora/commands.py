@@ -177,13 +177,13 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
 
     The backbone and the other adapters stay the same. You can also train a removed task again.
     """
-    from clbench.core.registry import discover
     from clbench.experiment.plan import resolved_benchmark
     from clbench_lora.adapters import find
     from clbench_lora.evaluate import add as train
 
-    other_benchmark = resolved_benchmark(benchmark, discover(files=plugins)) if benchmark else None
-    number = train(find(run, trial, plugins), task, other_benchmark, data, device)
+    source = find(run, trial, plugins)
+    other_benchmark = resolved_benchmark(benchmark, source.registry) if benchmark else None
+    number = train(source, task, other_benchmark, data, device)
     click.echo(f"added task {number + 1}")
 
 

@@ -28,8 +28,7 @@ from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.strategy import LoRA
 
 
-def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | None = None,
-            registry: Registry | None = None) -> LoRA:
+def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | None = None) -> LoRA:
     """Return a trial's strategy with its saved base W, on the CPU, with no task learned yet.
 
     Because W is loaded, the option `base` of the rebuilt strategy is always `pretrained`, even if the trial's differs.
@@ -38,17 +37,16 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         source: the trial's saved adapters.
         tasks: the total number of tasks to expect; by default the trial's.
         prepare: turns raw samples into inputs.
-        registry: the plugins; by default those of `source`.
 
     Raises:
         SpecError: adapters of the trial's method cannot be loaded, or their files lack what is needed to infer tasks.
         StoreError: the base does not fit the trial's model.
     """
     source.refuse_language_model("reload", "peft.PeftModel.from_pretrained(base, adapter) loads one")
-    trial, loaded_registry = source.record.trial, registry or source.registry
+    trial = source.record.trial
     shape = tuple(source.stream.input_shape)
     with seeds.scope(trial.seed, "init"):
-        model, _ = build_model(trial.model, None, shape, source.outputs, loaded_registry)
+        model, _ = build_model(trial.model, None, shape, source.outputs, source.registry)
     try:
         model.load_state_dict(source.base())
     except RuntimeError as error:
@@ -57,9 +55,9 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
     stream_info = StreamInfo(
         source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
         seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare(),
-        is_text=loaded_registry.model(trial.model.name).text)
+        is_text=source.registry.model(trial.model.name).text)
     method = trial.method.model_copy(update={"options": {**trial.method.options, "base": "pretrained"}})
-    strategy = build_strategy(method, channels_last(model), stream_info, loaded_registry)
+    strategy = build_strategy(method, channels_last(model), stream_info, source.registry)
     if not isinstance(strategy, LoRA):
         raise SpecError(f"method {trial.method.name!r} keeps no adapters that can be loaded; only lora's can")
     if strategy.options.infer == "gaussian" and not stream_info.task_given:
@@ -68,15 +66,14 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
     return strategy
 
 
-def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Prepare | None = None,
-         registry: Registry | None = None) -> LoRA:
+def load(source: TrialAdapters, tasks: Iterable[int] | None = None, prepare: Prepare | None = None) -> LoRA:
     """Return a strategy that has learned the given tasks (by default all saved ones); its task i is the i-th of them.
 
     Raises:
         SpecError, StoreError: see `rebuild`; also if an adapter is missing, has another base, or does not fit.
     """
     numbers = source.tasks if tasks is None else list(tasks)
-    strategy = rebuild(source, max(len(numbers), len(source.stream.classes)), prepare, registry)
+    strategy = rebuild(source, max(len(numbers), len(source.stream.classes)), prepare)
     for number in numbers:
         put(strategy, source.adapter(number))
     return strategy.requires_grad_(False).eval()

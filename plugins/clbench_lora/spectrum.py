@@ -171,17 +171,21 @@ def measured_layers(record: Record, folder: Path, registry: Registry) -> dict[st
 
 def weight_changes(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor],
                    layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each layer in `layers` with the change of its weight.
+    """Yield the name of each layer in `layers` with the change of its weight, in this order.
+
+    A layer whose weight the base does not have is left out.
 
     Raises:
         StoreError: the two belong to different models.
     """
-    for name, weight in base.items():
-        if not name.endswith(".weight") or name.removesuffix(".weight") not in layers:
+    for layer in layers:
+        name = f"{layer}.weight"
+        if name not in base:
             continue
+        weight = base[name]
         if name not in tuned or tuned[name].shape != weight.shape:
             raise StoreError(f"{name} of the base is missing or has another shape in the task's weights; run it again")
-        yield name.removesuffix(".weight"), tuned[name].double() - weight.double()
+        yield layer, tuned[name].double() - weight.double()
 
 
 def changes_of(record: Record, folder: Path, registry: Registry) -> Iterator[Change]:
@@ -192,9 +196,7 @@ def changes_of(record: Record, folder: Path, registry: Registry) -> Iterator[Cha
     """
     base, layers = _read(folder / BASE), measured_layers(record, folder, registry)
     for task in range(len(record.R) - 1):
-        changes = dict(weight_changes(base, _read(task_folder(folder, task) / MODEL), layers))
-        for layer in filter(changes.__contains__, layers):
-            change = changes[layer]
+        for layer, change in weight_changes(base, _read(task_folder(folder, task) / MODEL), layers):
             parts = {f"{layer}.{part}": third for part, third in thirds(layer, change).items()} if layers[layer] else {}
             for name, tensor in {layer: change, **parts}.items():
                 yield Change(record.key, record.trial.seed, task, name, tuple(tensor.shape),
