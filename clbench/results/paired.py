@@ -78,7 +78,7 @@ def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | 
     """Estimate how many seeds would make a difference significant in its family if mean and variance do not change.
 
     Return at least one more seed than there are. Return None if `MOST_SEEDS` would not be enough, or if nothing can be
-    estimated (a single seed, or equal differences).
+    estimated (a single seed, or no difference on any seed).
 
     Args:
         differences: one per seed.
@@ -88,13 +88,16 @@ def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | 
     from scipy.special import stdtr
 
     n = len(differences)
-    if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
+    if n < 2 or max(map(abs, differences)) <= ROUNDING:
         return None
-    mean = abs(fmean(differences))
+    mean, deviation = abs(fmean(differences)), stdev(differences)
 
     def shown(seeds: int) -> bool:
-        t = mean * math.sqrt(seeds) / deviation
-        return family * (crossed.with_seeds(seeds).p if crossed else 2 * float(stdtr(seeds - 1, -t))) <= ALPHA
+        if crossed:
+            return family * crossed.with_seeds(seeds).p <= ALPHA
+        if deviation <= ROUNDING:  # as in `paired_t_p`
+            return family * smallest_p(seeds) <= ALPHA
+        return family * 2 * float(stdtr(seeds - 1, -mean * math.sqrt(seeds) / deviation)) <= ALPHA
 
     if not shown(MOST_SEEDS):
         return None

@@ -168,13 +168,14 @@ def seeds_to_decide(differences: Sequence[float], rule: UntilDecided, family: in
     be estimated.
     """
     n = len(differences)
-    if n < 2 or (deviation := stdev(differences)) <= ROUNDING:
+    if n < 2 or max(map(abs, differences)) <= ROUNDING:
         return None
-    mean = abs(fmean(differences))
+    mean, deviation = abs(fmean(differences)), stdev(differences)
 
     def is_enough(seeds: int) -> bool:
-        if crossed:
-            return crossed.with_seeds(seeds).p <= threshold(ALPHA / family, rule) * weight(seeds, rule.most)
+        if crossed or deviation <= ROUNDING:  # without a deviation, p is that of `p_by_look`
+            p = crossed.with_seeds(seeds).p if crossed else smallest_p(seeds)
+            return p <= threshold(ALPHA / family, rule) * weight(seeds, rule.most)
         return mean >= critical(seeds, rule, ALPHA / family) * deviation / math.sqrt(seeds)
 
     return next(filter(is_enough, range(max(n + 1, rule.first), rule.most + 1)), None)

@@ -65,6 +65,15 @@ def test_of_two_methods_one_is_significantly_better_or_more_seeds_are_needed():
     assert one == "EWC 80.1%, lora 78.8%: inconclusive."
 
 
+def test_one_shared_seed_and_equal_differences_do_not_need_more_than_100_seeds():
+    records = study({"ewc": 0.8, "lora": 0.7, "er": 0.79}, 2)
+    text, = told([r for r in records if r.label != "er" or r.trial.seed == 0], ANSWER)
+    assert text == "EWC (80.0%) leads, but it is not significantly better than any of the 2 other methods."
+    same = [r.model_copy(update={"R": [*r.R[:-1], [(0.8 if r.label == "ewc" else 0.79) + r.trial.seed / 100] * 3]})
+            for r in study({"ewc": 0.8, "lora": 0.79})]
+    assert told(same, ANSWER) == ["EWC 81.0%, lora 80.0%: no significant difference (about 6 seeds would be needed)."]
+
+
 def test_of_two_equal_methods_no_one_leads_alone():
     same = study({"ewc": 0.8, "lora": 0.8}, noise=(0.001, 0.002) * 3)
     lora = [r.model_copy(update={"R": next(o.R for o in same if o.label == "ewc" and o.trial.seed == r.trial.seed)})

@@ -6,7 +6,9 @@ import pytest
 from helpers import ROOT
 from scipy import stats as scipy_stats
 
+from clbench.experiment.until import UntilDecided
 from clbench.results.paired import deciding_test, near_limit, p_values, paired_t_p, seeds_to_show
+from clbench.results.sequential import find_strongest_analysis, seeds_to_decide
 from clbench.results.stats import ALPHA, sign_flip_p
 
 
@@ -38,7 +40,18 @@ def test_the_seeds_that_would_do_are_the_fewest():
         ps = {n: 2 * family * scipy_stats.t.sf(effect * n ** 0.5, n - 1) for n in (needed - 1, needed)}
         assert ps[needed] <= ALPHA < ps[needed - 1]
     assert seeds_to_show([0.0001, -0.0001, 0.00001], 45) is None
-    assert seeds_to_show([0.1, 0.1], 1) is seeds_to_show([0.1], 1) is seeds_to_show([0.0, 0.0], 1) is None
+    assert seeds_to_show([0.1], 1) is seeds_to_show([0.0, 0.0], 1) is None
+
+
+def test_the_same_difference_on_every_seed_needs_as_many_seeds_as_its_test():
+    for family in (1, 6):
+        needed = seeds_to_show([0.1] * 3, family)
+        ps = [family * p_values([[0.1] * n], family)[0] for n in (needed - 1, needed)]
+        assert ps[1] <= ALPHA < ps[0]
+    rule = UntilDecided(first=3, most=20)
+    needed = seeds_to_decide([0.1] * 3, rule, 1)
+    ps = [find_strongest_analysis([0.1] * n, rule).p for n in (needed - 1, needed)]
+    assert ps[1] <= ALPHA < ps[0] and seeds_to_decide([0.0] * 3, rule, 1) is None
 
 
 def test_accuracies_within_three_deviations_of_100_percent_are_near_the_limit():

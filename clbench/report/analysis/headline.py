@@ -156,8 +156,10 @@ def _needed(setting: Setting, facts: Facts, several: bool) -> str:
         return f" ({best.limited:,} test samples are too few{purpose}, and more seeds will not help)"
     if several and best.needed:
         return f" (about {best.needed:,} seeds in total would be needed{purpose})"
-    if best.needed is None:
-        return f" (more than {MOST_SEEDS:,} seeds would be needed)" if len(setting.seeds) > 1 else ""
+    if best.needed is None:  # with a single shared seed, nothing can be estimated
+        values = setting.values(setting.final)
+        shared_seeds = values[best.method].keys() & values[best.closest].keys()
+        return f" (more than {MOST_SEEDS:,} seeds would be needed)" if len(shared_seeds) > 1 else ""
     return f" (about {best.needed:,} seeds would be needed)"
 
 
