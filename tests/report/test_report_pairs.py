@@ -154,6 +154,13 @@ def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     assert texts(section.comparisons[0], "er")["verdict"] == "inconclusive"
 
 
+def test_if_no_method_has_all_seeds_the_verdict_is_about_shared_seeds():
+    records = study({"lora": 0.0, "ewc": -0.05, "er": -0.1, "naive": -0.2}, range(9))
+    lacking = [r for r in records if (r.label, r.trial.seed) not in (("lora", 0), ("ewc", 1), ("er", 2))]
+    assert build(lacking).sections[0].verdicts[0].startswith(
+        "Accuracy: On shared seeds, lora is significantly better than every other method")
+
+
 def test_the_best_mean_is_not_claimed_where_a_method_that_lost_a_seed_has_a_better_one():
     records = [r for r in study({"lora": 0.0, "ewc": -0.05, "er": 0.1}, range(9))
                if (r.label, r.trial.seed) != ("er", 3)]

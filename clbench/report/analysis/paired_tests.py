@@ -179,8 +179,9 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
     worse = [p.first for p in pairs if p.significant and p.first not in beaten]
     partial = {p.first for p in pairs if len(p.differences) < len(setting.seeds)}
     if len(better) == len(others):
+        start = "" if best in setting.eligible else "On shared seeds, "
         cautioned = [setting.marked(name) for name in better if name in setting.cautions]
-        return f"{best} is significantly better than every other method" + (
+        return f"{start}{best} is significantly better than every other method" + (
             f" ({in_words(cautioned)})" if cautioned else "")
     groups = [("It is significantly better than", list(map(setting.marked, better))),
               ("On shared seeds, it is significantly worse than", worse),
