@@ -20,6 +20,7 @@ from clbench.report.formats.html import render as html
 from clbench.report.formats.json import render as as_json
 from clbench.report.formats.latex import render as latex
 from clbench.report.formats.markdown import render
+from clbench.report.formatting import NONE
 from clbench.results import stats
 from clbench.results.store import Store
 
@@ -151,7 +152,9 @@ def test_a_method_with_too_few_shared_seeds_is_not_decided_while_others_are():
     assert section.verdicts[0] == (
         "Accuracy: lora has the best mean. It is significantly better than EWC. There are too few seeds to compare it "
         "with er")
-    assert texts(section.comparisons[0], "er")["verdict"] == "inconclusive"
+    found = texts(section.comparisons[0], "er")
+    assert found["verdict"] == "inconclusive"
+    assert [found[name] for name in ("test", "p", "p, corrected for 3")] == [NONE] * 3
 
 
 def test_if_no_method_has_all_seeds_the_verdict_is_about_shared_seeds():

@@ -78,7 +78,7 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, ba
             Cell(interval(estimate.mean, estimate.half_width, unit), estimate.mean, estimate.half_width, n,
                  low=estimate.low, high=estimate.high),
             Cell(TESTS[pair.test] if pair.test else NONE),
-            *(Cell(NONE, n=n) if pair.untested else Cell(f"{p:.2g}", p, n=n) for p in (pair.p, pair.corrected)),
+            *(Cell(f"{p:.2g}", p, n=n) if pair.test else Cell(NONE, n=n) for p in (pair.p, pair.corrected)),
             Cell(NONE, n=n) if effect is None else Cell(number(effect, "number"), effect, n=n),
             Cell(_verdict(pair, tests.column.direction, baseline, setting)))))
     return Table(title, columns, tuple(rows), corner="method" if baseline else "pair")
