@@ -7,7 +7,8 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,6 +181,32 @@ def by_reason(stale: Iterable[tuple[Record, list[str]]]) -> list[str]:
     has_several_scenarios = len({scenario for _, scenario, _ in groups}) > 1
     return [f"{label}{f' ({scenario})' if has_several_scenarios else ''}, seed{'s' if len(seeds) > 1 else ''} "
             f"{', '.join(map(str, sorted(seeds)))}: {reasons}" for (label, scenario, reasons), seeds in groups.items()]
+
+
+def commit_of(record: Record) -> str:
+    """Return the commit of clbench that made a record, in words if there is none."""
+    return record.provenance.git or "not from a checkout"
+
+
+def results_by_commit(records: Sequence[Record]) -> list[str]:
+    """Return a text for each commit of clbench: `0a1b2c (lora; seeds 1, 2 of ewc, er)`.
+
+    The last text is that of the commit with the most results, and instead of names it has `all other results`.
+    """
+    by_commit: dict[str, dict[str, list[int]]] = {}
+    for record in records:
+        by_commit.setdefault(commit_of(record), {}).setdefault(record.label, []).append(record.trial.seed)
+    counts = Counter(record.label for record in records)
+    most = max(by_commit, key=lambda commit: sum(map(len, by_commit[commit].values())))
+    texts = []
+    for commit, by_label in by_commit.items():
+        labels: dict[str, list[str]] = {}  # by the seeds of the commit; empty if a method has no others
+        for label, seeds in by_label.items():
+            part = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))} of "
+            labels.setdefault("" if len(seeds) == counts[label] else part, []).append(label)
+        names = "; ".join(f"{part}{', '.join(group)}" for part, group in labels.items())
+        texts += [f"{commit} ({names})"] if commit != most else []
+    return [*texts, f"{most} (all other results)"]
 
 
 def stale_records(records: Iterable[Record], registry: Registry) -> list[tuple[Record, list[str]]]:

@@ -279,6 +279,14 @@ def test_what_makes_records_hard_to_compare_is_noted(change, expected):
                    for note in only([make_record("lora", 0), make_record("ewc", 0)]).notes)
 
 
+def test_the_note_on_several_commits_says_which_results_are_of_which():
+    first, second = "a" * 40, "b" * 40
+    records = [make_record(m, s, git=second if m == "er" or (m in ("ewc", "mas") and s) else first)
+               for m in ("lora", "ewc", "er", "si", "mas", "lwf") for s in range(3)]
+    assert (f"The records come from different commits of clbench, so the code may differ: {second} (seeds 1, 2 of EWC, "
+            f"MAS; er), {first} (all other results).") in only(records).notes
+
+
 def test_seeds_of_one_method_from_two_plugin_versions_are_noted():
     section = only([make_record("lora", 0), make_record("lora", 1, plugin="clbench 0.2.0")])
     assert ("The seeds of lora come from different versions of its plugin: clbench 0.1.0, clbench 0.2.0."

@@ -15,6 +15,7 @@ from clbench.experiment.until import question
 from clbench.report.analysis.method_records import same_on_every_seed, test_samples, test_set_interval
 from clbench.report.formatting import NONE, clean, in_words, listed, named, number, unit_of
 from clbench.results.metrics import acc
+from clbench.results.provenance import commit_of, results_by_commit
 from clbench.results.records import Record, StreamFacts, metrics_of
 
 
@@ -209,7 +210,7 @@ def provenance(records: Sequence[Record]) -> Pairs:
     span = dict.fromkeys(f"{t:%Y-%m-%d %H:%M:%S %Z}".strip() for t in (start_times[0], start_times[-1]))
     pairs = [("versions", ", ".join(f"{p} {' / '.join(v)}" for p, v in package_versions(records).items())),
              ("plugins", " / ".join(_values(records, lambda r: r.provenance.plugin))),
-             ("git", " / ".join(_values(records, _commit))),
+             ("git", " / ".join(_values(records, commit_of))),
              ("device", " / ".join(_values(records, lambda r: r.provenance.device))),
              ("machine", " / ".join(_values(records, lambda r: r.provenance.machine))),
              ("threads", " / ".join(_values(records, lambda r: str(r.provenance.threads)))),
@@ -219,10 +220,6 @@ def provenance(records: Sequence[Record]) -> Pairs:
 
 def _values(records: Sequence[Record], value: Callable[[Record], str]) -> list[str]:
     return list(dict.fromkeys(map(value, records)))
-
-
-def _commit(record: Record) -> str:
-    return record.provenance.git or "not from a checkout"
 
 
 def package_versions(records: Sequence[Record]) -> dict[str, list[str]]:
@@ -247,7 +244,7 @@ def differences(records: Sequence[Record]) -> list[str]:
               f"{times}, and {metrics_of(records)[0].plural} may differ slightly"),
              ("machines", _values(records, lambda r: r.provenance.machine), times),
              ("numbers of threads", _values(records, lambda r: str(r.provenance.threads)), times),
-             ("commits of clbench", _values(records, _commit), "the code may differ")]
+             ("commits of clbench", results_by_commit(records), "the code may differ")]
     kinds += [(f"versions of {package}", values, "results may differ for this reason alone")
               for package, values in package_versions(records).items()]
     notes += [f"The records come from different {kind}, so {consequence}: {', '.join(values)}"
