@@ -94,7 +94,7 @@ def test_accuracy_is_shown_against_compute_too_where_records_have_it():
     assert ("Accuracy against training compute. Pareto front: SLDA (3.00 TFLOP; 40.00 ± 0.00 %); lora:a=0 (9.00 TFLOP; "
             "60.00 ± 0.00 %). Others: ") in found.alt
     assert found.caption.endswith("Not on the axis of trainable parameters, because they have none: SLDA. "
-                                  "Not on the axis of training compute, because they have none: er.")
+                                  "Not on the axis of training compute, because it was not recorded: er.")
     alike = figures([r for r in records if r.label.startswith(("ewc", "naive", "slda"))])["pareto"]
     assert "Not on the axis" not in alike.caption, "no axis of parameters, in which the others are alike"
 

@@ -137,16 +137,18 @@ def _pareto(subject: str, name: str, points: Sequence[FigurePoint], metric: Metr
     sides = panels(points, metric)
     if not sides:
         return None
-    lacking = [(side.title.removesuffix(" per task"),
-                [p.label for p in points if p.accuracy is not None and p not in side.points]) for side in sides]
+    cost_of = {title: cost for title, _, _, cost in COSTS}
+    lacking = [(side.title.removesuffix(" per task"), reason, labels) for side in sides
+               for reason, value in (("they have none", 0), ("it was not recorded", None))
+               if (labels := [p.label for p in points if p.accuracy is not None and cost_of[side.title](p) == value])]
     return FigureData(
         "pareto", name, f"{metric.heading} against {' and '.join(side.title for side in sides)}", subject,
         " ".join(side.describe() for side in sides),
         f"{metric.heading} against {' and '.join(side.meaning for side in sides)}: mean and 95% confidence interval. "
         f"The stepped line and the large markers show the Pareto front: the best {metric.label} at each cost. "
         "References have hollow markers and are not part of it. A thin line joins methods that differ in an option."
-        + "".join(f" Not on the axis of {cost}, because they have none: {', '.join(labels)}."
-                  for cost, labels in lacking if labels),
+        + "".join(f" Not on the axis of {cost}, because {reason}: {', '.join(labels)}."
+                  for cost, reason, labels in lacking),
         tuple(p for p in points if any(p in side.points for side in sides)), metric=metric)
 
 
