@@ -197,7 +197,8 @@ def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path |
              plugins: tuple[Path, ...]) -> None:
     """Measure the accuracy of adapters on their own tasks.
 
-    If the scenario gives no task IDs, clbench infers the task among the chosen ones.
+    If the scenario gives no task IDs, clbench infers the task among the chosen ones. If all tasks share one test set,
+    each accuracy is that on the whole set, in which samples of classes that are not chosen count as wrong.
     """
     from tabulate import tabulate
 

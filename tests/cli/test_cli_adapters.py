@@ -129,6 +129,18 @@ def test_a_finished_run_is_evaluated_cut_and_added_to(tmp_path, capsys):
     assert err.startswith("Error: in scenario class the task is inferred, which makes no sense between benchmarks")
 
 
+def test_on_one_test_set_of_all_tasks_each_accuracy_is_that_on_the_whole_set_as_the_help_says(tmp_path, capsys):
+    record, = clbench.run(benchmark="helpers.tiny_benchmarks:one_test", methods="lora:rank=1", model="mlp:width=8",
+                          seeds=1, iterations=4, workers=0, threads=1, device="cpu", scenario="class", out=tmp_path)
+    out = call(capsys, "eval", tmp_path, "--device", "cpu")[1]
+    assert [line.split()[-1] for line in out.splitlines()[2:]] == [f"{100 * record.R[-1][0]:.2f}"] * 4
+    one = call(capsys, "eval", tmp_path, "--tasks", 1, "--device", "cpu")[1].splitlines()[2].split()[-1]
+    assert float(one) <= 100 * 3 / 21 + 0.01  # 3 of the 21 samples are of the classes of task 1
+    help_text = " ".join(call(capsys, "eval", "--help")[1].split())
+    assert ("If all tasks share one test set, each accuracy is that on the whole set, in which samples of classes that "
+            "are not chosen count as wrong.") in help_text
+
+
 PLUGIN = """
 import math
 from torch import nn
