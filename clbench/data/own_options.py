@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 
 from clbench.core.errors import DataError, message_of
+from clbench.core.files import at_home
 from clbench.core.objective import CLASSIFICATION, REGRESSION
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
@@ -72,7 +73,7 @@ def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[P
 
 def labels_file(path: Path, option: str, file: str, data_dir: Path, where: str) -> Path:
     """Return the file that an option names; search the working directory, the inputs' folder, and the data folder."""
-    places = [Path.cwd() / file, path.parent / file, data_dir / file]
+    places = [folder / at_home(file) for folder in (Path.cwd(), path.parent, data_dir)]
     for place in places:
         if place.is_file():
             return place

@@ -135,6 +135,17 @@ def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
                                                                                         tmp_path / "y.npy"]
 
 
+def test_files_of_labels_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    x, y = rows()
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "home" / "y.npy", y)
+    assert len(stream("arrays", tmp_path / "x.npy", tmp_path, labels="~/y.npy").tasks) == 2
+    files = array_files(f"arrays:{tmp_path / 'x.npy'}", {"labels": "~/y.npy"}, tmp_path)
+    assert files == [tmp_path / "x.npy", tmp_path / "home" / "y.npy"]
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"y": None}, "has no array 'y', only X; expected X and y, or"),
     ({"X": RNG.normal(size=40)}, r"X is \[40\], expected rows"),
