@@ -151,6 +151,7 @@ def test_files_of_labels_may_be_in_the_home_folder(tmp_path, monkeypatch):
     ({"X": RNG.normal(size=40)}, r"X is \[40\], expected rows"),
     ({"y": np.zeros(3)}, r"y is \[3\], expected one value for each of the 40"),
     ({"y": np.full(40, 0.5)}, "not whole"),
+    ({"y": np.array([0, 1, math.nan, 1] * 10)}, r"y: sample 2 \(counted from 0\) has no value, and so have 9 more$"),
     ({"X": np.array([[1.0], [np.nan]] * 20)}, r"sample 1 \(counted from 0\).* and so have 19 more"),
     ({"X": np.array([[1.0]] * 38 + [[np.inf]] * 2)}, "sample 38 .* or infinite, and so has 1 more$"),
     ({"X": np.array([[1.0]] * 39 + [[np.nan]])}, "sample 39 .* is missing or infinite$"),

@@ -204,7 +204,7 @@ def _text(values: Any, count: int, where: str) -> list[str]:
     array = _numpy(values)
     if array.shape != (count,):
         raise DataError(f"{where} is {list(array.shape)}, expected one value for each of the {count} samples")
-    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
+    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array), equal_nan=True):
         raise DataError(f"{where} has numbers that are not whole; labels must be names or whole numbers")
     text = _decoded(array.tolist(), where)
     if missing := [row for row, value in enumerate(text) if value.strip() in MISSING]:
