@@ -175,6 +175,18 @@ def test_arrays_that_do_not_fit_are_errors(change, message, tmp_path):
         stream("arrays", "a.npz", tmp_path)
 
 
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("t.csv", "city,label\nKöln,a\n".encode("latin-1"), r"t\.csv as a table in UTF-8: .*; save the file as UTF-8"),
+    ("t.csv", "city,label\nOslo,a\n".encode("utf-16"), r"t\.csv as a table in UTF-8: .*; save the file as UTF-8"),
+    ("t.jsonl", b'{"x": 1, "label": "a"}\n\n{"x": 2 "label": "b"}\n', r"line 3 of t\.jsonl is not valid JSON \(.*, "
+     r"column 9\)$"),
+])
+def test_tables_that_cannot_be_decoded_are_errors_that_say_where_or_what_to_do(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        stream("table", tmp_path / name, tmp_path)
+
+
 def test_a_table_is_standardized_by_the_first_task_s_training_samples_alone(tmp_path):
     values = [[RNG.normal(100 * (site == "b"), 5), 7, site, "yes" if i % 2 else "no"]
               for site in "ab" for i in range(30)]

@@ -19,6 +19,7 @@ from clbench.core.files import at_home, readable_name
 
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
+SAVE = "; save the file as UTF-8, which Excel calls CSV UTF-8"
 NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 SHOWN = 5  # names that a note or an error lists before it counts the others
 UNBALANCED = 0.1  # a note names the accuracy of the most frequent classes if it is this much above guessing
@@ -211,7 +212,8 @@ def read_table(path: Path, where: str) -> Table:
                         "value that begins with a quotation mark must end with one, and double the marks "
                         "within") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}") from error
+        raise DataError(f"{where}: cannot read {path} as a table in UTF-8: {error}" +
+                        SAVE * isinstance(error, UnicodeDecodeError)) from error
     names = [name.strip() for name in names]
     if duplicates := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{where}: {path.name} has several columns named {duplicates[0]!r}; its first line must name "
@@ -236,6 +238,9 @@ def _json_lines(path: Path, where: str) -> Table:
                     rows.append(json.loads(line))
                     if not isinstance(rows[-1], dict):
                         raise DataError(f"{where}: line {number} of {path.name} is no JSON object")
+    except json.JSONDecodeError as error:  # its own line is that in the text it was given, always 1
+        raise DataError(f"{where}: line {lines[-1]} of {path.name} is not valid JSON ({error.msg}, column "
+                        f"{error.colno})") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: cannot read {path} as a JSON object on each line: {error}") from error
     if not rows:
