@@ -16,6 +16,7 @@ from clbench.core import files
 from clbench.core.entry_points import builder, resolve
 from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import ModelInfo
+from clbench.core.objective import CLASSIFICATION, ObjectiveInfo
 from clbench.core.options import Options
 from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, read_weights_info
 from clbench.experiment.spec import Named
@@ -82,7 +83,7 @@ def header(path: Path) -> dict[str, str]:
 
 
 def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Weights | None, known: PretrainedInfo,
-                  problems: list[str], info: ModelInfo) -> Inputs:
+                  problems: list[str], info: ModelInfo, objective: ObjectiveInfo = CLASSIFICATION) -> Inputs:
     """Return the options of benchmark and model with the size and normalization that the weights need.
 
     A benchmark of texts gets the model's tokenizer. Options that the user gave are not changed. Mistakes are added to
@@ -96,6 +97,7 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
         known: the metadata of the weights.
         problems: the mistakes so far.
         info: the declaration of the model.
+        objective: the training objective of the benchmark.
     """
     fields = type(benchmark).model_fields
     texts = "tokenizer" in fields and getattr(benchmark, "text_column", "") is not None
@@ -103,8 +105,9 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
         if info.text:
             benchmark = benchmark.model_copy(update={"tokenizer": info.name.partition(":")[2]})
         else:
-            problems.append(f"{named.name} has texts, and model {info.name!r} takes numbers; choose --model hf:NAME, "
-                            "or make numbers of the texts by clbench embed")
+            problems.append(f"{named.name} has texts, and model {info.name!r} takes numbers; choose --model hf:NAME" +
+                            (", a causal language model" if objective.labels == "tokens" else
+                             ", or make numbers of the texts by clbench embed"))
     preprocessing = known.preprocessing if weights is not None else None
     if preprocessing is None:
         if getattr(benchmark, "normalize", None) == "model":

@@ -54,16 +54,17 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
         if problem := benchmark[1].seed_problem(planned_seeds, spec.validation):
             problems.append(f"benchmark {spec.benchmark.name!r}: {problem}")
     weights, inputs = None, None
+    objective = benchmark[0].objective_with(benchmark[1]) if benchmark else CLASSIFICATION
     if benchmark and model:
         weights, weights_info = find_weights(spec.weights, spec.model, model[0], problems)
-        inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, weights_info, problems, model[0])
+        inputs = settle_inputs(benchmark[1], spec.benchmark, model[1], weights, weights_info, problems, model[0],
+                               objective)
     recipes = [_own_recipe(spec, m, resolved[0], problems) if resolved else {} for m, _, resolved in methods]
     rows = [(m, m.label or _label(m, resolved[1], swept, recipe))
             for (m, swept, resolved), recipe in zip(methods, recipes, strict=True) if resolved]
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
-    objective = benchmark[0].objective_with(benchmark[1]) if benchmark else CLASSIFICATION
     if objective != CLASSIFICATION:
         declared = [resolved[0] for *_, resolved in methods if resolved]
         problems += _objective_problems(objective, scenarios, spec, declared, registry)

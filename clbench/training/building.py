@@ -159,7 +159,9 @@ def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
                         "choose another model, or a benchmark of texts such as text:FILE.csv")
     if stream.is_text and not text:
         raise SpecError(f"model {model.name!r} takes numbers, this benchmark has texts of {stream.input_shape[0]} "
-                        "tokens; choose --model hf:NAME, or make numbers of the texts by clbench embed")
+                        "tokens; choose --model hf:NAME" +
+                        (", a causal language model" if stream.predicts_tokens else
+                         ", or make numbers of the texts by clbench embed"))
 
 
 def takes_images(model: Resolved, registry: Registry) -> bool:

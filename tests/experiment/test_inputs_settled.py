@@ -52,6 +52,16 @@ def test_without_a_description_nothing_changes(weights):
     assert trial.key == planned(methods="lora:base=pretrained", weights=str(weights)).key
 
 
+@pytest.mark.parametrize(("benchmark", "advice"), [
+    ("instructions:prompts", "a causal language model"),
+    ("text:mails.csv", "or make numbers of the texts by clbench embed"),
+])
+def test_a_model_of_numbers_cannot_read_texts_and_only_texts_with_labels_can_be_embedded(benchmark, advice):
+    refused = rf"^{benchmark} has texts, and model 'mlp' takes numbers; choose --model hf:NAME, {advice}$"
+    with pytest.raises(SpecError, match=refused):
+        planned(benchmark=benchmark, model="mlp", methods="naive")
+
+
 def test_a_json_beside_the_weights_says_how_they_were_trained(weights):
     plain = planned(weights=str(weights)).key
     where = describe(weights, input_size=[3, 48, 48], interpolation="bilinear", antialias=False, **HALF)
