@@ -127,8 +127,11 @@ class Compiler:
             raise SpecError(f"--compile does not work here ({_summary(error)}); it needs a C++ compiler such as g++ "
                             "on a CPU, Triton and a C compiler on CUDA") from error
 
-    def __call__(self, loss: LossFunction) -> LossFunction:
-        """Return a loss that is compiled when it is first called, and again for batches of other sizes."""
+    def __call__(self, loss: LossFunction, obstacle: str = "") -> LossFunction:
+        """Return a loss that is compiled when it is first called, and again for batches of other sizes.
+
+        If compiling fails, the note begins with `obstacle`, a sentence on why it probably did and what to do.
+        """
         # Code compiled for earlier phases is of no use, because parameters have been added or frozen since. It would
         # still count towards the limit of recompilations, which a growing model would reach.
         torch.compiler.reset()
@@ -147,7 +150,7 @@ class Compiler:
                 raise  # the trial runner then tries smaller stacks
             except Exception as error:  # from the compiler, or from the loss, which then fails again uncompiled
                 compiled = None
-                note = f"not compiled, ran as it is: {_summary(error)}"
+                note = f"not compiled, ran as it is: {obstacle}{_summary(error)}"
                 if note not in self.notes:
                     self.notes.append(note)
                 return loss(*args)

@@ -21,6 +21,8 @@ from clbench.training.replica import require_losses
 from clbench.training.sampling import divided
 from clbench.training.stacked_step import StackedStep, edited_gradients
 
+STACKED_BF16 = "with bf16, trials that train together cannot be compiled; --stack 1 trains them one by one. "
+
 
 class TrainStep(Protocol):
     """The loss, gradients and optimizer of training steps; a new one is created for every phase of every task."""
@@ -63,7 +65,8 @@ def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: Tr
                                 stacked=not is_single)
     train_step = SingleStep(strategies[0], recipe, autocast) if is_single else StackedStep(strategies, recipe, autocast)
     if compiler is not None:
-        train_step.loss = compiler(train_step.loss)
+        obstacle = STACKED_BF16 if recipe.precision == "bf16" and not is_single else ""
+        train_step.loss = compiler(train_step.loss, obstacle)
     if previous is not None and recipe.optimizer_state == "keep":
         parameters = dict(strategies[0].named_parameters())
         for name, (source, state) in states_of(previous).items():

@@ -74,6 +74,15 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_is_noted(monkeypatch):
     assert "\n" not in compiler.notes[0]
 
 
+def test_the_note_of_a_stack_with_bf16_says_that_stacks_cannot_be_compiled(monkeypatch):
+    info, compiler = REGISTRY.strategy("naive"), Compiler(CPU, "eager")
+    recipe = RECIPE.model_copy(update={"precision": "bf16"})
+    compiled(compiler, monkeypatch, info, {}, [0, 1], recipe, tasks=1)
+    note, = compiler.notes
+    assert note.startswith("not compiled, ran as it is: with bf16, trials that train together cannot be compiled; "
+                           "--stack 1 trains them one by one. Unsupported: ")
+
+
 @RECENT
 def test_notes_go_into_the_record(monkeypatch):
     monkeypatch.setattr(trial, "Compiler", lambda device: Compiler(device, "eager"))
