@@ -156,8 +156,8 @@ def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: st
         tasks = min(DEFAULT_TASKS, count // 2)
         if tasks < 2:
             raise FewClassesError(f"{where} has {count} classes, too few for tasks of two; give tasks={count} for a "
-                                  "class each or tasks=1 for one task, or say what names the tasks: task_column=NAME, "
-                                  "an array task, or tasks_from=folders for photos in nested folders")
+                                  "class each with --scenario class, or tasks=1 for one task, or say what names the "
+                                  "tasks: task_column=NAME, an array task, or tasks_from=folders for nested folders")
         notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
     if tasks > count:
         raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
