@@ -187,6 +187,14 @@ def test_tables_that_cannot_be_decoded_are_errors_that_say_where_or_what_to_do(n
         stream("table", tmp_path / name, tmp_path)
 
 
+@pytest.mark.parametrize(("order", "names"), [("", "bern, oslo, rome"), ("oslo+rome+bern", "oslo, rome, bern")])
+def test_a_note_says_which_task_is_which_site(order, names, tmp_path):
+    values = [[i, site, "yes" if i % 2 else "no"] for site in ("rome", "oslo", "bern") for i in range(8)]
+    file = table(tmp_path / "t.csv", ["size", "site", "label"], *values)
+    options = {"tasks_in_order": order} if order else {}
+    assert f"tasks 1 to 3 are {names}" in stream("table", file, tmp_path, "domain", task_column="site", **options).notes
+
+
 def test_a_table_is_standardized_by_the_first_task_s_training_samples_alone(tmp_path):
     values = [[RNG.normal(100 * (site == "b"), 5), 7, site, "yes" if i % 2 else "no"]
               for site in "ab" for i in range(30)]

@@ -24,6 +24,7 @@ from clbench.data.photo_files import Photos
 from clbench.data.raw import RawStream, Split
 
 IMAGE_BATCH_DIMS = 4  # [N, C, H, W]
+LISTED = 20  # task names that a note lists before it counts the others
 ROUNDING = 1e-12  # standard deviation, relative to the largest value, that is an effect of rounding
 Inputs = Sequence[Tensor | Photos]  # of each task
 
@@ -74,7 +75,8 @@ def label_stream(division: Division, train: Inputs, test: Inputs, *, mean: Seque
                         for x, rows in zip(test, division.test, strict=True))
     copy_notes = describe_copies(*([x.hashes if isinstance(x, Photos) else x for x in part] for part in (train, test)))
     return RawStream(train_splits, test_splits, division.orders, tuple(mean), tuple(std),
-                     (*notes, *division.notes, *describe_names(division), *copy_notes), augment, division.classes)
+                     (*notes, *describe_tasks(division.tasks), *division.notes, *describe_names(division), *copy_notes),
+                     augment, division.classes)
 
 
 def train_groups(division: Division) -> tuple[Tensor | None, ...]:
@@ -83,6 +85,13 @@ def train_groups(division: Division) -> tuple[Tensor | None, ...]:
         return (None,) * len(division.train)
     numbers = torch.from_numpy(np.unique(np.array(division.groups), return_inverse=True)[1])
     return tuple(numbers[torch.from_numpy(rows)] for rows in division.train)
+
+
+def describe_tasks(names: Sequence[str]) -> list[str]:
+    """Return a note with the names of the tasks, because reports number them; empty if they have no names."""
+    if not names:
+        return []
+    return [f"tasks 1 to {len(names)} are " + (", ".join(names) if len(names) <= LISTED else some(names))]
 
 
 def describe_names(division: Division) -> list[str]:
