@@ -195,7 +195,7 @@ def best_candidates() -> str:
     A candidate counts if it has results of both development seeds.
     """
     by_candidate: dict[str, list[float]] = {}
-    for record in chain.from_iterable(read(TUNING / part) for part in ("", "head_rate", "shared_adapter")):
+    for record in chain.from_iterable(read(TUNING / part) for part in ("", "strength", "head_rate", "shared_adapter")):
         if record.trial.scenario == "task" and record.status == "done":
             by_candidate.setdefault(record.label, []).append(fmean(record.R[-1]))
     best = {name: max(fmean(scores) for label, scores in by_candidate.items()
