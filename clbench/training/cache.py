@@ -138,14 +138,14 @@ def frozen_blocks(strategy: Strategy) -> int:
 @contextmanager
 def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
     """Let the models start at block `block` inside the context; their inputs are then those of this block."""
-    models = [strategy.model for strategy in strategies] if block else []
+    starts = [(s.model, s.model.start) for s in strategies if getattr(s.model, "start", block) != block]
     try:
-        for model in models:
+        for model, _ in starts:
             model.start = block
         yield
     finally:
-        for model in models:
-            model.start = 0
+        for model, start in starts:
+            model.start = start
 
 
 def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, draws: int, batch: int = 0,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
+from clbench.training.cache import starting_at
 from clbench.training.optimizers import guarded_heads, keep_idle_rows, make_optimizer, rates_of, set_gradient
 from clbench.training.precision import Compiler
 from clbench.training.replica import require_losses
@@ -135,7 +136,8 @@ def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -
         require_losses(train_step.members, losses)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total = total + losses.detach()
-    train_step.edit_gradients()
+    with starting_at(train_step.members, 0):  # it may call the model on inputs of its own, such as stored samples
+        train_step.edit_gradients()
     with keep_idle_rows(train_step.heads, int(len(batches) > 1)):
         train_step.optimizer.step()
     assert isinstance(total, Tensor)

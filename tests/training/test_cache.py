@@ -105,6 +105,37 @@ class Drifts(FrozenBlocks):
         return gradients
 
 
+class EditsByStoredSamples(FrozenBlocks):
+    """Adds the gradients of stored samples, which it passes to the model itself."""
+
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
+        self.register_buffer("memory_x", torch.empty(0))
+
+    def edit_gradients(self, gradients):
+        if not len(self.memory_x):
+            return gradients
+        loss = self(self.stream_info.prepare(self.memory_x)).square().mean()
+        head = self.model.head
+        added = dict(zip(("model.head.weight", "model.head.bias"),
+                         torch.autograd.grad(loss, (head.weight, head.bias)), strict=True))
+        return {name: gradient + added[name] for name, gradient in gradients.items()}
+
+    def after_task(self, task):
+        self.memory_x = task.train.x[:4].clone()
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_gradients_are_edited_with_inputs_of_the_whole_network(seeds, monkeypatch):
+    info, inputs = StrategyInfo("edits", EditsByStoredSamples, ""), note_inputs(monkeypatch)
+    fast = lead(info, {}, seeds, RECIPE)
+    assert max(i.start for i in inputs) == 2
+    monkeypatch.setenv("CLBENCH_CACHE_FROZEN", "0")
+    for a, b in zip(fast, lead(info, {}, seeds, RECIPE), strict=True):
+        assert a.strategy.model.start == 0
+        torch.testing.assert_close(a.strategy.model.head.weight, b.strategy.model.head.weight, rtol=1e-4, atol=1e-6)
+
+
 class LearnsWhatIsFrozen(Strategy):
     """Its frozen output is the network's, which learns."""
 
