@@ -1,10 +1,10 @@
 """FLOPs of training and of predictions. In a phase, one step of each kind is counted, for all steps of this kind.
 
-Steps are of one kind if their batches have the same shapes and replayed samples; if gradients are edited, the
-strategy's own buffers must have the same shapes, too. A member of a stack counts as if it trained alone, except that
-its texts have the padding of the stack, and a compiled loss as if it were not compiled. In both cases, the loss of the
-first member runs once more, alone, for each kind of step. What a phase caches (`clbench.training.cache`) is counted
-once, when it is computed.
+Steps are of one kind if their batches have the same shapes and replayed samples. If the strategy defines how losses or
+gradients are computed, its own buffers must have the same shapes, too. A member of a stack counts as if it trained
+alone, except that its texts have the padding of the stack, and a compiled loss as if it were not compiled. In both
+cases, the loss of the first member runs once more, alone, for each kind of step. What a phase caches
+(`clbench.training.cache`) is counted once, when it is computed.
 
 Calls of modules in `prepare_batch` can differ from step to step, so they are counted in every step, and the other
 operations once for each kind of draw. A strategy's own training loop is counted as a whole.
@@ -112,7 +112,8 @@ class FlopsCallback(Callback):
 
 def kind_of_step(strategy: Strategy, batch: Batch) -> Hashable:
     """Return the kind of a step; steps of one kind in a phase have the same FLOPs."""
-    sizes = sizes_of(strategy) if overrides(strategy, "edit_gradients") else ()
+    reads_buffers = any(overrides(strategy, name) for name in ("loss", "forward", "edit_gradients"))
+    sizes = sizes_of(strategy) if reads_buffers else ()
     return batch.x.shape, batch.y.shape, batch.replayed, sizes
 
 

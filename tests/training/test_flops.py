@@ -18,6 +18,7 @@ from clbench.execution import trial_runner
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import build
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Block, Network
@@ -26,6 +27,7 @@ from clbench.strategy.base import Batch, Strategy, StreamInfo
 from clbench.testing.tiny import bench
 from clbench.training import precision
 from clbench.training.callbacks.interface import Callback
+from clbench.training.loop import TrainingLoop
 
 REGISTRY = discover()
 RECIPE = {"iterations": 11, "batch_size": 192}  # 800 samples of a task: five batches a pass, the last one of 32
@@ -285,6 +287,34 @@ def test_draws_of_replay_are_counted_by_what_they_run():
         runs.append(count.total)
     assert runs == [sample * (look % 5 + 1) + 2 * 27 for look in range(1, 13)]
     assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
+
+
+class ReplaysInItsLoss(Strategy):
+    """Replays the previous batch; there is none in the first step."""
+
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
+        self.register_buffer("latest_x", torch.empty(0))
+        self.register_buffer("memory_x", torch.empty(0))
+
+    def prepare_batch(self, batch):
+        self.memory_x, self.latest_x = self.latest_x, batch.x
+        return batch
+
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return loss + self(self.stream_info.prepare(self.memory_x)).square().mean() if len(self.memory_x) else loss
+
+
+def test_a_loss_over_a_buffer_is_counted_again_when_the_buffer_grows():
+    totals = []
+    for counting in (FlopsCallback, EveryStep):
+        one = bench(StrategyInfo("replays", ReplaysInItsLoss, ""), {}, "class")
+        loop = TrainingLoop([one.replica], Recipe(batch_size=8, epochs=2), [counting()])
+        replica, = loop.replicas
+        loop.train_task(0)
+        totals.append(replica.costs.train_flops)
+    assert totals[0] == totals[1] != [0]
 
 
 def test_counted_edits_leave_no_trace():
