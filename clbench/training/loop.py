@@ -40,7 +40,7 @@ from clbench.training.budget import phases_of, shares_of, steps_of, steps_per_ep
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
-from clbench.training.members import Unstackable, stackable
+from clbench.training.members import Unstackable, shared_phases, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, fit_by_itself, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, division_notes
@@ -132,7 +132,7 @@ class TrainingLoop:
             SpecError: there are fewer steps than phases.
         """
         strategy, index = self.replicas[0].strategy, tasks[0].index
-        if strategy.owns_loop or not shares_of(strategy, tasks[0]):
+        if strategy.owns_loop or not shared_phases([*map(shares_of, (r.strategy for r in self.replicas), tasks)]):
             self.callbacks.on_step(self, index, 0, 0)
             if not strategy.owns_loop:
                 return [TaskResult(steps=0) for _ in tasks]
@@ -151,7 +151,7 @@ class TrainingLoop:
         task_samplers = self._samplers(stackable(task_samples), tasks)
         steps = steps_of(self.recipe, len(task_samples[0]))
         phases = phases_of(strategy, tasks[0], self.recipe, steps)
-        trainable, losses = 0, list[Tensor]()
+        trainable, losses = [0] * len(tasks), list[Tensor]()
         for phase in phases:
             of_phase: list[Samples | None] = []
             for replica, task, random_state in each:
@@ -166,11 +166,11 @@ class TrainingLoop:
                 for sampler in task_samplers:
                     sampler.can_be_first = False
             self._train_phase(phase, samples, samplers, losses, index, steps)
-            trainable = max(trainable, strategy.trainable())
+            trainable = [*map(max, trainable, (replica.strategy.trainable() for replica in self.replicas))]
             if len(phases) > 1 and not bool(torch.isfinite(on_host(losses[-1])).any()):
                 break  # the next phase would begin with weights that are not finite
-        return [TaskResult(len(losses), trainable, diverged(column, index), last_tenths(column, phases[-1].steps))
-                for column in on_host(torch.stack(losses)).unbind(1)]
+        return [TaskResult(len(losses), number, diverged(column, index), last_tenths(column, phases[-1].steps))
+                for number, column in zip(trainable, on_host(torch.stack(losses)).unbind(1), strict=True)]
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:

@@ -37,6 +37,31 @@ def stackable(samples: list[Samples]) -> list[Samples]:
     return samples
 
 
+def require_same_structure(strategies: Sequence[Strategy]) -> None:
+    """Check that strategies have parameters and buffers of the same names and train the same parameters.
+
+    Raises:
+        Unstackable: they differ, as those of a method can that adds or freezes parameters depending on the data.
+    """
+    first, *others = [{name: tensor.requires_grad for name, tensor in (*strategy.named_parameters(),
+                                                                       *strategy.named_buffers())}
+                      for strategy in strategies]
+    for other in others:
+        if different := sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name)):
+            raise Unstackable(f"only some of the trials have or train {different[0]}")
+
+
+def shared_phases(phases: Sequence[list[float]]) -> list[float]:
+    """Return the relative lengths of the phases of each replica, after checking that they are equal.
+
+    Raises:
+        Unstackable: they differ.
+    """
+    if any(shares != phases[0] for shares in phases):
+        raise Unstackable("its phases differ between the trials")
+    return phases[0]
+
+
 def stack_buffer(name: str, buffers: Sequence[Tensor]) -> Tensor:
     """Return the buffers of all members under one name as a tensor [S, ...].
 

@@ -30,6 +30,7 @@ from clbench.training.members import (
     differing_attributes,
     record_reads,
     require_counted_writes,
+    require_same_structure,
     share_equal,
     stack_buffer,
 )
@@ -90,6 +91,7 @@ class StackedStep:
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe,
                  autocast: AbstractContextManager[object]) -> None:
         """Stack parameters and buffers, and make the members' tensors views of the stack."""
+        require_same_structure(strategies)
         self.autocast = autocast
         self.members = list(strategies)
         self.call = LossModule(self.members[0])

@@ -84,8 +84,9 @@ class StreamLoop(TrainingLoop):
         self._add_notes(division_notes(first, self.recipe))
         losses = self._train_stream(samplers, samples, tasks, index, begin, end)
         columns = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
-        return [TaskResult(len(losses), first.trainable(), diverged(column, index), last_tenths(column, len(column)))
-                for column in columns.unbind(1)]
+        return [TaskResult(len(losses), replica.strategy.trainable(), diverged(column, index),
+                           last_tenths(column, len(column)))
+                for replica, column in zip(self.replicas, columns.unbind(1), strict=True)]
 
     def _train_stream(self, samplers: list[StreamSampler], samples: list[Samples], tasks: Sequence[Task], index: int,
                       begin: int, end: int) -> list[Tensor]:

@@ -14,6 +14,8 @@ from clbench.core.options import Options, Scalar
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing import bench
+from clbench.testing.tiny import stack_problem
+from clbench.training.loop import TrainingLoop
 from clbench.training.members import Unstackable, are_equal, differing_attributes, record_reads
 
 RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=1)
@@ -183,3 +185,42 @@ def test_only_watched_attributes_are_noted():
         assert isinstance(first, OfModule) and first.options is not None
     assert found == ["adapter.factor", "adapter.factor"]
     assert type(first) is OfModule and type(first.adapter) is Factor
+
+
+class Adapts(Strategy):
+    """Changes its structure, its phases or what it trains in some trials only, as a method can by its data."""
+
+    change = ""
+
+    def before_task(self, task):
+        if self.change == "parameter":
+            self.extra = nn.Parameter(torch.zeros(2))
+        if self.change == "buffer":
+            self.register_buffer("extra", torch.zeros(2))
+        self.model.head.bias.requires_grad_(self.change != "frozen")
+
+    def phases(self, task):
+        return 2 if self.change == "phases" else 1
+
+    def trainable(self):
+        return 3 if self.change == "trainable" else 5
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("change", "reason"), [
+    ("parameter", "only some of the trials have or train extra"),
+    ("buffer", "only some of the trials have or train extra"),
+    ("frozen", "only some of the trials have or train model.head.bias"),
+    ("phases", "its phases differ between the trials")])
+def test_trials_with_another_structure_train_alone(change, reason, first):
+    benches = [bench(StrategyInfo("adapts", Adapts, ""), {}, "class", seed) for seed in range(2)]
+    benches[first].strategy.change = change
+    assert stack_problem(benches) == reason
+
+
+def test_the_trainable_values_of_each_member_are_its_own():
+    benches = [bench(StrategyInfo("adapts", Adapts, ""), {}, "class", seed) for seed in range(2)]
+    benches[1].strategy.change = "trainable"
+    loop = TrainingLoop([b.replica for b in benches], RECIPE)
+    loop.train_task(0)
+    assert [replica.costs.trainable for replica in loop.replicas] == [[5], [3]]
