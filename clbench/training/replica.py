@@ -199,6 +199,7 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
 
     Raises:
         SpecError: the recipe or the augmentation needs something that only clbench's loop can do.
+        PluginError: `fit` returned no tensor.
     """
     strategy, augment = replica.strategy, replica.stream.augment
     if recipe.head_lr is not None:
@@ -217,7 +218,10 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
         partial(make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
         sampler.augmented if augment else None)
     with around:
-        losses = on_host(strategy.fit(task, budget))
+        returned: object = strategy.fit(task, budget)
+    if not isinstance(returned, Tensor):
+        raise PluginError(f"`fit` of {type(strategy).__name__} returned a {type(returned).__name__}, no losses [steps]")
+    losses = on_host(returned)
     return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
                       last_tenths(losses, len(losses)))
 

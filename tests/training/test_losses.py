@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from clbench.core.errors import SpecError
+from clbench.core.errors import PluginError, SpecError
+from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
+from clbench.strategy.base import Strategy
 from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import diverged, last_tenths
@@ -66,3 +68,12 @@ def test_a_loop_of_its_own_has_them_too():
         repeated.train_task(1)
 
 
+@pytest.mark.parametrize(("losses", "kind"), [([torch.tensor(1.0)], "list"), (None, "NoneType")])
+def test_a_loop_of_its_own_must_return_a_tensor(losses, kind):
+    class Own(Strategy):
+        def fit(self, task, budget):
+            return losses
+
+    own = bench(StrategyInfo("own", Own, ""), {}, "task", 0)
+    with pytest.raises(PluginError, match=rf"`fit` of Own returned a {kind}, no losses \[steps\]"):
+        TrainingLoop([own.replica], RECIPE).train_task(0)
