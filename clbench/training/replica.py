@@ -220,7 +220,7 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
     with around:
         returned: object = strategy.fit(task, budget)
     if not isinstance(returned, Tensor):
-        raise PluginError(f"`fit` of {type(strategy).__name__} returned a {type(returned).__name__}, no losses [steps]")
+        raise PluginError(f"`fit` of {type(strategy).__name__} must return a tensor, not {type(returned).__name__}")
     losses = on_host(returned)
     return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
                       last_tenths(losses, len(losses)))

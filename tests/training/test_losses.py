@@ -75,5 +75,5 @@ def test_a_loop_of_its_own_must_return_a_tensor(losses, kind):
             return losses
 
     own = bench(StrategyInfo("own", Own, ""), {}, "task", 0)
-    with pytest.raises(PluginError, match=rf"`fit` of Own returned a {kind}, no losses \[steps\]"):
+    with pytest.raises(PluginError, match=rf"`fit` of Own must return a tensor, not {kind}"):
         TrainingLoop([own.replica], RECIPE).train_task(0)
