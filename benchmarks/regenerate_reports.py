@@ -22,7 +22,7 @@ from clbench.report.figures.draw import draw_report
 from clbench.report.formats import verified
 from clbench.report.formats.markdown import render
 from clbench.results import verification
-from clbench.results.diff import by_method
+from clbench.results.diff import group_by_method
 from clbench.results.records import Record
 from clbench.results.store import Store
 
@@ -37,7 +37,7 @@ def folders(root: Path, names: Sequence[str] = ()) -> list[Path]:
 
 def report(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
     """Return report.md and its figures."""
-    made = build(by_method(records))
+    made = build(group_by_method(records))
     drawn = draw_report(made)
     return {"report.md": render(made).encode(), **{f"figures/{name}": content for name, content in drawn.items()}}
 
@@ -57,7 +57,7 @@ def explain(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
     seeds = sorted({r.trial.seed for r in records})
     study = explaining.prepare(a, b, ACC.column.title, {"seeds": seeds}, discover(), 400, folder)
     told = explaining.conclude(study, {r.key: r for r in records})
-    return {"explain.md": explained.markdown(told).encode(), explained.FIGURE: explained.drawn(told, "svg")}
+    return {"explain.md": explained.markdown(told).encode(), explained.FIGURE: explained.draw_waterfall(told, "svg")}
 
 
 MADE = {"report.md": report, "verify.md": verify, "explain.md": explain}

@@ -18,7 +18,7 @@ from statistics import fmean
 from tabulate import tabulate
 
 from clbench.report.formatting import number
-from clbench.results.curve import Curve, after, gaps, old_tasks
+from clbench.results.curve import Curve, gaps, old_tasks, row_after
 from clbench.results.records import Record
 from clbench.results.stats import mean_interval
 from clbench.results.store import Store
@@ -46,7 +46,7 @@ def row(label: str, curves: Sequence[Curve]) -> list[str]:
     tasks = range(1, len(curves[0].after))
     before, lowest, end, chosen = [], [], [], []
     for k, curve in enumerate(curves):
-        before.append(fmean(fmean(after(curve, t - 1)) for t in tasks))
+        before.append(fmean(fmean(row_after(curve, t - 1)) for t in tasks))
         lowest.append(fmean(min(early(curve, t).values()) for t in tasks))
         end.append(fmean(old_tasks(curve, t)[-1][1] for t in tasks))
         chosen.append(fmean(of_others(curves, k, t) for t in tasks))

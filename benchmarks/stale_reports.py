@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clbench.core.registry import discover
-from clbench.results.provenance import by_reason, stale_records
+from clbench.results.provenance import group_by_reason, stale_records
 from clbench.results.store import Store
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
@@ -21,7 +21,7 @@ def main(reports: Path = REPORTS) -> int:
         found = stale_records(records, registry)
         every, count = every + len(records), count + len(found)
         known += sum(bool(record.provenance.code) for record in records)
-        for line in by_reason(found):
+        for line in group_by_reason(found):
             print(f"{folder.relative_to(reports)}: {line}")
     print(f"{count} of {every} records are stale; {every - known} do not tell their code")
     return count

@@ -70,8 +70,8 @@ def false_claims(case: Case) -> float:
     for start in range(0, experiments, step):
         drawn = noise(kind, (min(step, experiments - start), count, rule.most), draws)
         differences = (drawn[:, first] - drawn[:, second]).reshape(-1, rule.most)
-        told = sequential.least(differences, rule).min(axis=1).reshape(len(drawn), -1).min(axis=1)
-        shown += sum(len(pairs) * sequential.chance(float(q), rule) <= ALPHA for q in told)
+        told = sequential.smallest_weighted_p(differences, rule).min(axis=1).reshape(len(drawn), -1).min(axis=1)
+        shown += sum(len(pairs) * sequential.error_rate(float(q), rule) <= ALPHA for q in told)
     return shown / experiments
 
 
@@ -106,7 +106,8 @@ def seeds_taken(family: int, affected: int, d: float, rule: UntilDecided, experi
     """
     draws = np.random.default_rng([family, affected, round(1000 * d)])
     differences = draws.standard_normal((experiments * affected, rule.most)) + d
-    told = np.minimum.accumulate(sequential.least(differences, rule), axis=1).reshape(experiments, affected, -1)
+    p = sequential.smallest_weighted_p(differences, rule)
+    told = np.minimum.accumulate(p, axis=1).reshape(experiments, affected, -1)
     bounds = np.array([sequential.threshold(ALPHA / (family - j), rule) for j in range(affected)])
     order = np.argsort(told, axis=1)
     steps = np.logical_and.accumulate(np.take_along_axis(told, order, axis=1) <= bounds[:, None], axis=1)

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from clbench.cli import group
-from clbench.cli.help import WithExamples, grouped
-from clbench.cli.listing import METHOD_FIELDS, by_family, default, describe, written
+from clbench.cli.help import WithExamples, group_options
+from clbench.cli.listing import METHOD_FIELDS, by_family, default, describe, format_field
 from clbench.core.compat import tomllib
 from clbench.core.registry import Registry, discover
 from clbench.experiment import references
@@ -83,7 +83,7 @@ def section(context: click.Context) -> Iterator[str]:
     if isinstance(command, WithExamples) and command.examples:
         lines = [line + (f"    # {meaning}" if meaning else "") for line, meaning in command.examples]
         yield "<!-- not run: examples of the help text -->\n```bash\n" + "\n".join(lines) + "\n```"
-    groups = grouped(command, context)
+    groups = group_options(command, context)
     for heading, options in groups.items():
         if len(groups) > 1:
             yield f"{heading}:"
@@ -112,7 +112,7 @@ def methods() -> str:
 
 def overview(registry: Registry, kind: str, attribute: str) -> Iterator[str]:
     """Yield tables of all objects of one kind, one row each, in the groups of the list commands."""
-    listed = registry.listed(kind, getattr(registry, attribute))
+    listed = registry.list_declarations(kind, getattr(registry, attribute))
     known = {name: info for name, info in listed.items() if ours(registry, kind, name)}
     stored = tomllib.loads((HERE / "stored_and_trained.toml").read_text(encoding="utf-8"))["methods"]
     headers = [kind, "what it is"]
@@ -140,7 +140,7 @@ def published(name: str) -> str:
 
 def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str]) -> Iterator[str]:
     """Yield the blocks of text about all objects of one kind."""
-    for name, info in registry.listed(kind, getattr(registry, attribute)).items():
+    for name, info in registry.list_declarations(kind, getattr(registry, attribute)).items():
         if not ours(registry, kind, name):
             continue
         thing = describe(registry, kind, info, extra)
@@ -150,7 +150,7 @@ def listing(registry: Registry, kind: str, attribute: str, extra: Sequence[str])
         if thing.get("scenarios"):
             about += f"; scenarios {', '.join(thing['scenarios'])}"
         if thing.get("recipe"):
-            about += f"; published recipe: {written(thing['recipe'])}"
+            about += f"; published recipe: {format_field(thing['recipe'])}"
         yield f"### {code(name) if '*' in name else name}"
         yield escape(f"{about} ({thing['paper']})" if thing.get("paper") else about)
         if kind == "method":

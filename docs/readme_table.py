@@ -14,7 +14,7 @@ from results_facts import REPORTS, ROOT, read
 
 from clbench.core.registry import discover
 from clbench.report.analysis.families import family
-from clbench.report.analysis.method_records import underfit
+from clbench.report.analysis.method_records import underfit_share
 from clbench.report.columns import ACC, BYTES, COMPUTE, FORGETTING, TRAINABLE, Measure
 from clbench.report.formatting import number
 from clbench.results.records import Record
@@ -263,7 +263,7 @@ def ranks_compared() -> str:
 
 def percent(method: Method) -> str:
     """Return the mean accuracy in percent, and whether the method is underfit."""
-    return f"{100 * mean(method):.1f}%" + (" (underfit)" if underfit(records(method)) is not None else "")
+    return f"{100 * mean(method):.1f}%" + (" (underfit)" if underfit_share(records(method)) is not None else "")
 
 
 def with_interval(method: Method, measure: Measure) -> str:

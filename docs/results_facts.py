@@ -13,9 +13,9 @@ from pathlib import Path
 from clbench import report
 from clbench.experiment.trial import Weights
 from clbench.report.analysis import notes
-from clbench.report.formatting import clean, listed
+from clbench.report.formatting import as_ranges, clean
 from clbench.report.model import Report
-from clbench.results.diff import by_method
+from clbench.results.diff import group_by_method
 from clbench.results.records import Record
 from clbench.results.store import Store
 
@@ -85,7 +85,7 @@ class Study:
     @cached_property
     def report(self) -> Report:
         """Return the report on the records."""
-        return report.build(by_method(self.records))
+        return report.build(group_by_method(self.records))
 
 
 @cache
@@ -173,7 +173,7 @@ def count(found: Iterable[Record]) -> str:
 
 def seeds(found: Iterable[Record]) -> str:
     """Return the seeds, as in `0-4`."""
-    return listed(sorted({r.trial.seed for r in found}))
+    return as_ranges(sorted({r.trial.seed for r in found}))
 
 
 def trials(found: Sequence[Record]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from clbench.core.errors import ClbenchError
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.trial import Trial
-from clbench.report.analysis.readable import readable
+from clbench.report.analysis.readable import name_settings
 from clbench.report.columns import with_task_ids
 from clbench.results import metrics
 from clbench.results.records import Record
@@ -186,7 +186,7 @@ def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
         records, problems = Store(folder).read()
         if problems:
             raise ClbenchError(f"{folder} has unreadable records: {problems}")
-        for setting in readable(records):
+        for setting in name_settings(records):
             rows = tuple(Row(methods.label, {record.trial.seed: record for record in methods.done})
                          for methods in sorted(setting.methods, key=lambda methods: methods.label) if methods.done)
             if any(row.name == LORA and not row.first.metric for row in rows):  # an empty metric means accuracy

@@ -21,7 +21,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.models.hf_files import folder_of
-from clbench.models.scoring import IGNORED, rounded
+from clbench.models.scoring import IGNORED, round_up
 from clbench.training.sampling import BatchSampler
 
 RANK, LR, MULTIPLE, TEST_BATCH = 8, 1e-3, 16, 32
@@ -83,7 +83,7 @@ def counted(request: Request) -> tuple[int, int]:
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
     """Return rows [L] of different lengths as a batch, padded on the right as in clbench."""
-    longest = rounded(max(map(len, rows)), MULTIPLE)
+    longest = round_up(max(map(len, rows)), MULTIPLE)
     return torch.stack([torch.cat([row, row.new_full((longest - len(row),), IGNORED)]) for row in rows])
 
 

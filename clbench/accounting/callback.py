@@ -33,7 +33,7 @@ from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, given_tasks
 from clbench.training.replica import Replica, TaskResult, require_losses
-from clbench.training.sampling import divided
+from clbench.training.sampling import divide_batches
 from clbench.training.stacked_step import LossModule
 from clbench.training.steps import TrainStep
 
@@ -53,12 +53,12 @@ class FlopsCallback(Callback):
         if batch is not None and not overrides(replica.strategy, "prepare_batch"):
             yield
             return
-        with FlopCount() if batch is None else self.counted_draw(replica.strategy, batch) as count:
+        with FlopCount() if batch is None else self.count_draw(replica.strategy, batch) as count:
             yield
         self.totals[id(replica)] += count.total
 
     @contextmanager
-    def counted_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
+    def count_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
         """Count the FLOPs of `prepare_batch` for a batch inside the block; the total is complete when it ends."""
         kind = len(batch.y), batch.first_pass, sizes_of(strategy)
         with counted_modules() as count:
@@ -88,7 +88,7 @@ class FlopsCallback(Callback):
         else:
             assert training.train_step is not None
             loss = sum(flops_alone(strategies[0], training.train_step, part)
-                       for _, (part,) in divided(batches[:1], training.recipe.accumulate))
+                       for _, (part,) in divide_batches(batches[:1], training.recipe.accumulate))
             with counted_edits(strategies) as counts:
                 yield
             self.steps[kind] = [loss + edits.total for edits in counts]

@@ -20,7 +20,7 @@ from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import PlannedTrial, Resolved
 from clbench.models.network import Block, Network
-from clbench.report.formatting import by_task
+from clbench.report.formatting import describe_by_task
 from clbench.strategy.base import Strategy, Task
 from clbench.training.building import build_model, check_model
 from clbench.training.costs import Footprint, measure, model_bytes, nbytes
@@ -57,7 +57,7 @@ class Count:
     @property
     def notes(self) -> list[str]:
         """Return notes on the method that the figures of the last task do not show, without the method's name."""
-        varying = [f"trains {by_task(self.trainable)}"] if len(set(self.trainable)) > 1 else []
+        varying = [f"trains {describe_by_task(self.trainable)}"] if len(set(self.trainable)) > 1 else []
         remarks = [remark.removeprefix(f"{self.method.partition(':')[0]}: ") for remark in self.remarks]
         return [*varying, *remarks, *([self.note] if self.note else [])]
 

@@ -38,7 +38,7 @@ from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import BatchSampler, StreamSampler
 from clbench.training.steps import take_step
-from clbench.training.stream_loop import in_one_task
+from clbench.training.stream_loop import merge_tasks
 
 # Optimizers count as 0, and products have the same FLOPs in any precision; autocast does not change meta tensors.
 CHEAP = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32"}
@@ -57,7 +57,7 @@ class DryRun(TrainingLoop):
 
     def __init__(self, strategy: Strategy, stream: Stream, recipe: Recipe, counted: bool) -> None:
         self.flops = FlopsCallback()
-        replica = Replica(strategy, in_one_task(stream) if stream.hidden else stream, seed=0)
+        replica = Replica(strategy, merge_tasks(stream) if stream.hidden else stream, seed=0)
         super().__init__([replica], recipe.model_copy(update=CHEAP), [self.flops])
         self.strategy = strategy
         self.costs = replica.costs

@@ -21,7 +21,7 @@ from clbench.accounting.flops import FlopCount
 from clbench.core import seeds
 from clbench.core.device import synchronize
 from clbench.core.registry import Registry
-from clbench.data.stream import Stream, stored
+from clbench.data.stream import Stream, stored_inputs
 from clbench.experiment.trial import Trial
 from clbench.experiment.workload import Speed, WorkEstimate, Workload, workload
 from clbench.report.formatting import number
@@ -152,7 +152,7 @@ def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | Non
 
 def data_bytes(stream: Stream) -> int:
     """Return the bytes of the training inputs of all tasks, as they are stored."""
-    return sum(len(task.train) * stored(task.train)[:1].nbytes for task in stream.tasks)
+    return sum(len(task.train) * stored_inputs(task.train)[:1].nbytes for task in stream.tasks)
 
 
 def storage_warning(label: str, strategy: Strategy, stream: Stream) -> str | None:

@@ -26,7 +26,7 @@ from clbench.core.torch_private import (
 )
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples, StochasticSamples
-from clbench.data.stream import Stream, StreamTask, stored
+from clbench.data.stream import Stream, StreamTask, stored_inputs
 from clbench.training.precision import KNOWN, with_all_heads
 
 aten: Any = torch.ops.aten
@@ -73,7 +73,7 @@ def stream_without_values(stream: Stream) -> Stream:
     empty_inputs: dict[int, Tensor] = {}  # tasks may share their inputs
 
     def samples(part: Samples) -> Samples:
-        x = stored(part)
+        x = stored_inputs(part)
         empty = empty_inputs.setdefault(id(x), torch.empty(x.shape, dtype=x.dtype, device="meta"))
         if isinstance(part, StochasticSamples):
             return StochasticSamples(empty, part.y, part.tasks, lambda _: empty[0])

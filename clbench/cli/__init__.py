@@ -51,14 +51,14 @@ class LazyGroup(Group):
     """
 
     @cached_property
-    def of_plugins(self) -> dict[str, str]:
+    def plugin_commands(self) -> dict[str, str]:
         """Return the commands that installed plugins provide: `module:attribute` by name."""
         return {name: value for name, value in entry_points.read("clbench.commands").items()
                 if name not in COMMANDS and not entry_points.disabled(name, value)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of clbench's own commands, then those of plugins."""
-        return [*COMMANDS, *self.of_plugins]
+        return [*COMMANDS, *self.plugin_commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
@@ -67,15 +67,15 @@ class LazyGroup(Group):
             command: click.Command = entry_points.resolve(target, f"command {cmd_name!r}")
             command.short_help = command_help
             return command
-        return self._of_plugin(cmd_name) if cmd_name in self.of_plugins else None
+        return self._load_plugin_command(cmd_name) if cmd_name in self.plugin_commands else None
 
-    def _of_plugin(self, name: str) -> click.Command:
+    def _load_plugin_command(self, name: str) -> click.Command:
         """Import a plugin's command.
 
         Raises:
             PluginError: the command cannot be imported, or is not a `click.Command`.
         """
-        target = self.of_plugins[name]
+        target = self.plugin_commands[name]
         command = entry_points.resolve(target, f"command {name!r}")
         if not isinstance(command, click.Command):
             raise PluginError(f"command {name!r}: {target} is a {type(command).__name__}, not a click.Command")
@@ -100,10 +100,10 @@ class LazyGroup(Group):
         """Write the short help of each command; for commands of plugins, the package, so that no plugin is loaded."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-        if self.of_plugins:
+        if self.plugin_commands:
             with formatter.section("Commands of plugins"):
                 formatter.write_dl([(name, f"of {entry_points.package_of(value)}; see clbench {name} --help")
-                                    for name, value in self.of_plugins.items()])
+                                    for name, value in self.plugin_commands.items()])
 
 
 EXAMPLES = (

@@ -53,16 +53,16 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     from clbench.core.scenario import scenario_rules
     from clbench.report.analysis.advice import more_evidence
     from clbench.report.analysis.choosing import PREFIXES, choose, limit
-    from clbench.report.analysis.grouping import by_setting
-    from clbench.report.analysis.readable import readable
-    from clbench.results.records import by_metric
+    from clbench.report.analysis.grouping import group_by_setting
+    from clbench.report.analysis.readable import name_settings
+    from clbench.results.records import select_metric
 
     for folder in directories:
         if str(folder).removesuffix("B") in PREFIXES and not folder.exists():
             raise click.UsageError(f"there is no run folder {folder}: write an amount without a space, as in "
                                    f"--max-kept 5{folder}")
-    records = by_metric(read_records(directories), metric)
-    settings = [s for s in by_setting(records) if task_id is None
+    records = select_metric(read_records(directories), metric)
+    settings = [s for s in group_by_setting(records) if task_id is None
                 or scenario_rules(s.records[0].trial.scenario).task_given == (task_id == "known")]
     if not settings:
         raise SpecError(f"no results in which the task ID is {task_id} at test time: run with --scenario "
@@ -70,7 +70,7 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     constraints = {name.removeprefix("max_"): value for name, value in limits.items() if value is not None}
     if no_samples_kept:
         constraints["samples"] = "0"
-    methods_by_key = {r.key: m for setting in readable(records) for m in setting.methods for r in m.records}
+    methods_by_key = {r.key: m for setting in name_settings(records) for m in setting.methods for r in m.records}
     choices = []
     for setting in settings:
         labels: dict[str, str] = {}
@@ -79,7 +79,7 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
             labels |= {readable_method.id: m.label, readable_method.label: m.label}
         choices.append(choose(setting, [limit(setting, name, value, labels) for name, value in constraints.items()]))
     if form == "json":
-        click.echo(json.dumps([written(choice) for choice in choices], indent=2))
+        click.echo(json.dumps([to_plain_values(choice) for choice in choices], indent=2))
     else:
         texts = []
         for setting, choice in zip(settings, choices, strict=True):
@@ -90,7 +90,7 @@ def command(directories: tuple[Path, ...], task_id: str | None, no_samples_kept:
     return int(any(choice.best is None for choice in choices))
 
 
-def written(choice: Choice) -> dict[str, Any]:
+def to_plain_values(choice: Choice) -> dict[str, Any]:
     """Return a choice as plain values. Constraints are as the user passed them, with the resulting numbers."""
     limits = [{"flag": constraint.flag, "counted": constraint.kind.measure.column.title, "most": constraint.most}
               for constraint in choice.limits]
@@ -105,7 +105,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     """
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.analysis.method_records import MARKS
-    from clbench.report.formatting import difference_unit, in_unit, interval, named, number, unit_of
+    from clbench.report.formatting import difference_unit, interval, list_names, number, unit_of, unit_suffix
 
     label, unit = choice.metric.label, unit_of(choice.metric)
     difference = difference_unit(unit)
@@ -132,12 +132,12 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                       else "")
             verdict = "not tested" if rival.untested else "inconclusive" if rival.inconclusive else _OPEN
             yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "
-                   f"{interval(rival.difference, rival.half_width, difference)}{in_unit(difference)} {comparison}"
+                   f"{interval(rival.difference, rival.half_width, difference)}{unit_suffix(difference)} {comparison}"
                    + (f" ({reason})" if reason else ""))
         if len(choice.open) > SHOWN:
             yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
         if worse_rivals := [f"{names[rival.method]} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
-            yield f"  significantly worse: {named(worse_rivals, SHOWN)}"
+            yield f"  significantly worse: {list_names(worse_rivals, SHOWN)}"
     for price in choice.prices:
         if price.method == choice.best:
             yield f"  {price.flag} costs nothing: {names[price.method]} is the best method without it too"
@@ -146,9 +146,10 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                    f"{number(price.accuracy, unit)}")
         else:
             cost = interval(price.difference, price.half_width, difference)
-            yield (f"  {price.flag} costs {cost}{in_unit(difference)}: without it, "
+            yield (f"  {price.flag} costs {cost}{unit_suffix(difference)}: without it, "
                    f"the best method is {names[price.method]}")
     if choice.refused:
-        yield "  left out: " + named([f"{names[label]} ({reason})" for label, reason in choice.refused.items()], SHOWN)
+        refusals = [f"{names[label]} ({reason})" for label, reason in choice.refused.items()]
+        yield "  left out: " + list_names(refusals, SHOWN)
     if evidence:
         yield f"  {evidence}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from clbench.cli.completion import named
+from clbench.cli.completion import complete_names
 from clbench.core.files import readable_name
 from clbench.experiment.execution_settings import ExecutionSettings, flag, meaning
 
@@ -83,7 +83,7 @@ def execution_option(name: str) -> Decorator:
     if ExecutionSettings.model_fields[name].annotation is bool:
         return click.option(f"--{dashed}/--no-{dashed}", default=None, help=meaning(name))
     if get_origin(ExecutionSettings.model_fields[name].annotation) is list:
-        return click.option(f"--{dashed}", multiple=True, callback=joined, metavar=flag(name).metavar,
+        return click.option(f"--{dashed}", multiple=True, callback=join_lists, metavar=flag(name).metavar,
                             help=meaning(name))
     return click.option(f"--{dashed}", type=_parameter_type(name), metavar=flag(name).metavar, help=meaning(name))
 
@@ -113,7 +113,7 @@ def execution_options(without: Collection[str] = ()) -> Decorator:
     return decorate
 
 
-def joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+def join_lists(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
     """Join the lists of a repeated option into one. Return None if the option was not passed."""
     return ",".join(values) or None
 
@@ -137,13 +137,13 @@ def device_option(default_text: str, **more: Any) -> Decorator:
 
 def methods_option(text: str, **more: Any) -> Callable[..., Any]:
     """Return the option `--methods`. If it is passed several times, its lists are joined."""
-    return click.option("--methods", multiple=True, callback=joined, metavar="LIST", help=text,
-                        shell_complete=named("method", "strategies", several=True), **more)
+    return click.option("--methods", multiple=True, callback=join_lists, metavar="LIST", help=text,
+                        shell_complete=complete_names("method", "strategies", several=True), **more)
 
 
 def model_option(text: str, **more: Any) -> Callable[..., Any]:
     """Return the option `--model`."""
-    return click.option("--model", metavar="NAME", shell_complete=named("model", "models"), help=text, **more)
+    return click.option("--model", metavar="NAME", shell_complete=complete_names("model", "models"), help=text, **more)
 
 
 def trial_arguments(command: Callable[..., Any]) -> Callable[..., Any]:

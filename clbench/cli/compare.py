@@ -47,12 +47,12 @@ def compare_methods(directory: Path, baseline: str | None, metrics: tuple[str, .
     """
     from clbench.cli.report import read_records
     from clbench.report.analysis.paired_tests import compare
-    from clbench.report.analysis.readable import readable
+    from clbench.report.analysis.readable import name_settings
     from clbench.report.columns import find_tested
     from clbench.report.formats.markdown import escape, tables
     from clbench.report.formats.terminal import show_tables, standard_output
 
-    settings = readable(read_records([directory]), baseline, f"clbench report {shlex.quote(str(directory))}")
+    settings = name_settings(read_records([directory]), baseline, f"clbench report {shlex.quote(str(directory))}")
     all_measures = [m for s in settings for m in s.measures]
     for setting in settings:
         measures = find_tested(metrics, setting.measures, all_measures)
@@ -86,7 +86,7 @@ def diff_runs(before: Path, after: Path) -> int:
     from clbench.report.analysis import run_diff
     from clbench.report.formats.terminal import show_lines, show_table, standard_output
     from clbench.results import diff
-    from clbench.results.diff import by_method
+    from clbench.results.diff import group_by_method
 
     console = standard_output()
     command = click.get_current_context().command_path.split()
@@ -95,8 +95,8 @@ def diff_runs(before: Path, after: Path) -> int:
     for run in runs:
         for problem in run.problems:
             click.echo(f"Warning: {problem}", err=True)
-    a, b = (by_method(run.records) for run in runs)
-    changes = diff.between(a, b)
+    a, b = (group_by_method(run.records) for run in runs)
+    changes = diff.compare(a, b)
     shared_count, notes_only = changes.same + len(changes.changed), sum(c.notes_only for c in changes.changed)
     show_lines([f"A: {before}, {plural(len(a), 'trial')}", f"B: {after}, {plural(len(b), 'trial')}",
                 f"{plural(shared_count, 'trial')} in both, {len(changes.changed) - notes_only} with different facts"
@@ -123,13 +123,13 @@ def diff_runs(before: Path, after: Path) -> int:
 def _trials(records: Sequence[Record]) -> Iterator[str]:
     """Return the names of trials, with one line for each method in each setting."""
     from clbench.report.analysis import notes
-    from clbench.report.formatting import clean, listed_seeds
+    from clbench.report.formatting import clean, list_seeds
 
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault((*record.trial.environment, record.label), []).append(record)
     for group in groups.values():
-        yield f"{clean(group[0].label)}, {notes.title(group[0])}: {listed_seeds([r.trial.seed for r in group])}"
+        yield f"{clean(group[0].label)}, {notes.title(group[0])}: {list_seeds([r.trial.seed for r in group])}"
 
 
 def _settings(pairs: Sequence[Pair]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from clbench.cli.help import COMPLETING, Command
 from clbench.core.errors import StoreError
-from clbench.core.files import at_home, make_folder
+from clbench.core.files import expand_home, make_folder
 
 if TYPE_CHECKING:
     from clbench.core.options import OptionDoc
@@ -80,7 +80,7 @@ def command(shell: str, install: bool) -> None:
     if not install:
         click.echo(script)
         return
-    path = at_home(FILES[shell])
+    path = expand_home(FILES[shell])
     advice = "leave --install out and redirect the script to a file that your shell loads"
     make_folder(path.parent, advice)
     try:
@@ -90,17 +90,18 @@ def command(shell: str, install: bool) -> None:
     click.echo(f"{path}\nnext: {AFTERWARDS[shell]}")
 
 
-def named(kind: str, attribute: str, several: bool = False) -> Complete:
+def complete_names(kind: str, attribute: str, several: bool = False) -> Complete:
     """Return a function that completes `name:option=value` with names of `Registry.<attribute>`, or a list of these."""
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         from clbench.core.options import document
         from clbench.core.registry import discover
 
         registry = discover(files=[path for path in context.params.get("plugins") or () if Path(path).is_file()])
-        declarations: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
+        declarations: Mapping[str, Any] = registry.list_declarations(kind, getattr(registry, attribute))
         before, comma, last = incomplete.rpartition(",") if several else ("", "", incomplete)
         name = max((n for n in declarations if last.startswith(f"{n}:")), key=len, default="")
-        endings = continued(last, name, document(declarations[name].options)) if name else names(declarations, last)
+        endings = (list_continuations(last, name, document(declarations[name].options)) if name else
+                   names(declarations, last))
         return [CompletionItem(f"{before}{comma}{ending}") for ending in endings]
 
     return complete
@@ -111,7 +112,7 @@ def names(known: Iterable[str], start: str) -> list[str]:
     return [name for name in dict.fromkeys(n.partition("*")[0] for n in known) if name and name.startswith(start)]
 
 
-def continued(text: str, name: str, options: Iterable[OptionDoc]) -> list[str]:
+def list_continuations(text: str, name: str, options: Iterable[OptionDoc]) -> list[str]:
     """Return the continuations of `name:option=value:...`: options that are not there yet, or values of the last one.
 
     >>> from clbench.core.options import OptionDoc

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from clbench.cli.common_options import UserPath, plugin_option
-from clbench.cli.completion import named
+from clbench.cli.completion import complete_names
 from clbench.cli.help import Command, Group
 from clbench.cli.listing import WIDTH
 
@@ -63,7 +63,7 @@ def group() -> None:
 
 
 @group.command("show", cls=Command)
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=named("benchmark", "benchmarks"))
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_names("benchmark", "benchmarks"))
 @data_dir_option
 @click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 @plugin_option
@@ -78,7 +78,7 @@ def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: 
     from clbench.core.registry import discover
 
     registry, folder = discover(files=plugins), data_dir or default_data_dir()
-    benchmarks = [resolved(name, registry) for name in names] or [
+    benchmarks = [resolve_benchmark(name, registry) for name in names] or [
         (info, info.options()) for info in registry.benchmarks.values() if info.data is not None]
     descriptions = [describe(info, options, folder, thorough=bool(names)) for info, options in benchmarks]
     if as_json:
@@ -92,7 +92,7 @@ def show(names: tuple[str, ...], data_dir: Path | None, as_json: bool, plugins: 
 
 
 @group.command("get", cls=Command)
-@click.argument("name", shell_complete=named("benchmark", "benchmarks"))
+@click.argument("name", shell_complete=complete_names("benchmark", "benchmarks"))
 @data_dir_option
 @plugin_option
 def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
@@ -107,8 +107,8 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
     from clbench.data import fetch
 
     registry, folder = discover(files=plugins), data_dir or default_data_dir()
-    info, options = resolved(name, registry)
-    data, (root, needed, downloads) = info.data, located(info, options, folder)
+    info, options = resolve_benchmark(name, registry)
+    data, (root, needed, downloads) = info.data, locate_files(info, options, folder)
     assert data is not None
     if not downloads and data.automatic:
         raise DataError(f"clbench data get is not needed for {name}: clbench run downloads its files")
@@ -117,7 +117,7 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
                         f"it by hand (clbench data {name} shows the steps)")
     if getattr(options, "path", None):
         raise DataError("clbench data get writes into the data folder; leave path out, or name the folder by --data")
-    for download in fetch.pending(downloads, needed, root, folder):
+    for download in fetch.find_pending(downloads, needed, root, folder):
         with click.progressbar(length=download.size or 1, label=download.name,
                                file=sys.stderr) as bar:
             def report(done: int, total: int, bar: Any = bar) -> None:
@@ -130,7 +130,7 @@ def get(name: str, data_dir: Path | None, plugins: tuple[Path, ...]) -> int:
     return int(description["status"] != "found")
 
 
-def resolved(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
+def resolve_benchmark(text: str, registry: Registry) -> tuple[BenchmarkInfo, Options]:
     """Return the declaration and the options of a benchmark with data, written as `name:option=value`."""
     from clbench.core.errors import SpecError, unknown
     from clbench.core.options import parse_named, validate
@@ -155,7 +155,7 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
     from clbench.core.errors import DataError
     from clbench.data.named.options import NamedOptions
 
-    data, (root, files, downloads) = info.data, located(info, options, folder)
+    data, (root, files, downloads) = info.data, locate_files(info, options, folder)
     assert data is not None
     needed = []
     for item in files:
@@ -175,8 +175,8 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
             "needed": needed, "variants": variants(options)}
 
 
-def located(info: BenchmarkInfo, options: Options, folder: Path
-            ) -> tuple[Path, Sequence[Needed], Sequence[Download]]:
+def locate_files(info: BenchmarkInfo, options: Options, folder: Path
+                 ) -> tuple[Path, Sequence[Needed], Sequence[Download]]:
     """Return the folder of a benchmark's data set, the files it needs there, and the files that can be downloaded."""
     from clbench.data.named.options import NamedOptions
 
@@ -223,21 +223,21 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
         yield f"  {item['status']:<7}  {path}{problem}"
         explanation = f"{item['what']}. {item['source']}."
         if item["status"] != "found" and explanation != previous_explanation:
-            yield from wrapped(explanation)
+            yield from wrap_lines(explanation)
             previous_explanation = explanation
     if thing["problem"]:
-        yield from wrapped(thing["problem"], "  ")
+        yield from wrap_lines(thing["problem"], "  ")
     if thing["status"] != "found" and thing["downloads"]:
         yield f"  clbench data get {thing['name']} downloads:"
         for download in thing["downloads"]:
             size = f" ({download['size'] / 1e6:,.0f} MB)" if download["size"] else ""
             yield f"    {download['url']}{size}"
     if thing["variants"]:
-        yield from wrapped("other files are needed with " + ", ".join(thing["variants"]) + "; to check one: clbench "
-                           f"data {thing['name']}:{thing['variants'][0]}", "  ")
+        yield from wrap_lines("other files are needed with " + ", ".join(thing["variants"]) + "; to check one: clbench "
+                              f"data {thing['name']}:{thing['variants'][0]}", "  ")
 
 
-def wrapped(text: str, indent: str = " " * 11) -> list[str]:
+def wrap_lines(text: str, indent: str = " " * 11) -> list[str]:
     """Return a text as indented lines of limited width."""
     return textwrap.wrap(text[0].upper() + text[1:], WIDTH, initial_indent=indent, subsequent_indent=indent,
                          break_long_words=False, break_on_hyphens=False)

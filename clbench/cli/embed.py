@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from clbench.cli.common_options import FILE, device_option, execution_option, model_option, plugin_option
-from clbench.cli.completion import named
+from clbench.cli.completion import complete_names
 from clbench.cli.help import Command
 
 HEADS = "ncm,slda,ranpac,er,ewc,naive,joint"  # methods in the suggested next command
@@ -24,7 +24,7 @@ EXAMPLES = (
 
 
 @click.command("embed", cls=Command, examples=EXAMPLES)
-@click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
+@click.argument("benchmark", metavar="BENCHMARK", shell_complete=complete_names("benchmark", "benchmarks"))
 @model_option("Model, as in timm:vit_small_patch14_dinov2:size=56 (clbench models).", required=True)
 @click.option("--weights", metavar="FILE|NAME", help="Pretrained weights of the model, as for clbench run.  "
               "[default: none, the network is untrained]")

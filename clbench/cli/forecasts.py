@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from tabulate import tabulate
 
-from clbench.cli.params import scaled
+from clbench.cli.params import format_scaled
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, MissingDataError, SpecError, typed_message
 from clbench.core.user_code import users_place
-from clbench.execution.time_left import Kind, TimeLeft, is_comparable, kind_of, recorded
+from clbench.execution.time_left import Kind, TimeLeft, is_comparable, kind_of, read_times
 from clbench.experiment.trial import PlannedTrial, has_slow_heads
 from clbench.experiment.workload import Speed, WorkEstimate
 from clbench.report.formatting import NONE
-from clbench.results.provenance import by_reason
+from clbench.results.provenance import group_by_reason
 
 if TYPE_CHECKING:
     from clbench.core.registry import Registry
@@ -48,7 +48,8 @@ def listing(experiment: Experiment, duration: bool = True) -> tuple[str, list[st
     Raises:
         ClbenchError: some trials cannot run as they are planned; a line for each mistake.
     """
-    for line in by_reason((experiment.records[key], reasons) for key, reasons in experiment.staleness.reasons.items()):
+    stale = ((experiment.records[key], reasons) for key, reasons in experiment.staleness.reasons.items())
+    for line in group_by_reason(stale):
         click.echo(f"Stale: {line}", err=True)
     counted, errors = forecasts(experiment)
     rows = []
@@ -83,7 +84,7 @@ def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
 
     try:
         plan, device = plan_workers(experiment, ""), pick_device(experiment.spec.device).type
-    except SpecError:  # the device is not on this machine; `measured` has said so
+    except SpecError:  # the device is not on this machine; `measure_trial_speed` has said so
         return ""
     workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
     time_left = TimeLeft(experiment.missing)
@@ -91,7 +92,7 @@ def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     records = [record for record in experiment.records.values() if is_comparable(record, device, plan.start.threads)]
     time_left.known(records)
     for record in records:
-        if result := recorded(record):
+        if result := read_times(record):
             time_left.take_estimate(kind_of(record.trial), WorkEstimate(workload=result[0]))
     for kind, forecast in counted.items():
         time_left.take_estimate(kind, forecast.estimate)
@@ -123,8 +124,8 @@ def cells(trainable: Sequence[int], train_flops: Sequence[int] | None, inference
     A value that is not known is a dash.
     """
     return [f"{trainable[-1]:,}" if trainable else NONE,
-            scaled(sum(train_flops)).strip() if train_flops else NONE,
-            scaled(inference_flops[-1]).strip() if inference_flops else NONE]
+            format_scaled(sum(train_flops)).strip() if train_flops else NONE,
+            format_scaled(inference_flops[-1]).strip() if inference_flops else NONE]
 
 
 def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
@@ -188,7 +189,7 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
             if result.note and not result.kept and (problem := build_problem(planned, stream, runner)):
                 errors.append(f"{name}: {problem}")
                 continue
-            speed = speed or measured(planned, stream, experiment)
+            speed = speed or measure_trial_speed(planned, stream, experiment)
             inference = [] if result.flops is None else [result.flops]
             counted[kind_of(planned.trial)] = Forecast(
                 cells(result.trainable, result.train_flops, inference),
@@ -224,7 +225,7 @@ def with_place(error: Exception, planned: PlannedTrial, registry: Registry) -> s
     return typed_message(error) + (f" ({place})" if place else "")
 
 
-def measured(planned: PlannedTrial, stream: Stream, experiment: Experiment) -> Speed | None:
+def measure_trial_speed(planned: PlannedTrial, stream: Stream, experiment: Experiment) -> Speed | None:
     """Return how fast a trial's model is trained here, with the threads of a worker; None if that fails."""
     import torch
 

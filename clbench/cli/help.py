@@ -63,7 +63,7 @@ class Command(WithExamples):
         options = visible(self, ctx)
         if self.common and not ctx.meta.get(ALL_OPTIONS):
             options = [option for option in options if option.name in self.common or not option.expose_value]
-        for heading, group in in_groups(options).items():
+        for heading, group in split_by_heading(options).items():
             with formatter.section(heading):
                 formatter.write_dl([record for option in group if (record := option.get_help_record(ctx))])
 
@@ -105,12 +105,12 @@ def visible(command: click.Command, context: click.Context) -> list[click.Option
     return [p for p in command.get_params(context) if isinstance(p, click.Option) and not p.hidden]
 
 
-def grouped(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
+def group_options(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
     """Return all options of a command by heading."""
-    return in_groups(visible(command, context))
+    return split_by_heading(visible(command, context))
 
 
-def in_groups(options: list[click.Option]) -> dict[str, list[click.Option]]:
+def split_by_heading(options: list[click.Option]) -> dict[str, list[click.Option]]:
     """Return the options by heading. If there are only a few, all are under "Options"."""
     from clbench.experiment.execution_settings import ExecutionSettings  # imports pydantic: slow for `clbench --help`
     from clbench.experiment.recipe import Recipe

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clbench.cli.common_options import plugin_option
-from clbench.cli.completion import Complete, named
+from clbench.cli.completion import Complete, complete_names
 from clbench.core.objective import CAUSAL_LM, REGRESSION
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
         from clbench.core.registry import discover
 
         registry = discover(files=plugins)
-        declarations: Mapping[str, Any] = registry.listed(kind, getattr(registry, attribute))
+        declarations: Mapping[str, Any] = registry.list_declarations(kind, getattr(registry, attribute))
         names = tuple(n if n in declarations else registry.pattern(kind, n) or n for n in names)
         if missing := [n for n in names if n not in declarations]:
             raise SpecError("\n".join(unknown(kind, n, declarations, f"clbench {name}") for n in missing))
@@ -60,7 +60,7 @@ def list_command(name: str, kind: str, attribute: str, extra: Sequence[str], tex
             click.echo(f"{plugin}  disabled by {DISABLE}\n")
         click.echo(f"clbench {name} NAME shows everything about one of them, including its options.")
 
-    return click.command(name, help=text)(_options(run, named(kind, attribute)))
+    return click.command(name, help=text)(_options(run, complete_names(kind, attribute)))
 
 
 def _options(run: Callable[..., None], complete: Complete) -> Callable[..., None]:
@@ -105,7 +105,7 @@ def describe(registry: Registry, kind: str, info: Any, extra: Sequence[str]) -> 
     extra_values = {key: list(value) if isinstance(value := getattr(info, key), tuple) else value for key in extra}
     if kind == "method":
         extra_values["tuned_by_default"] = tuned_by_default(info.options)
-        extra_values["needs_boundaries"] = boundaries_needed(info)
+        extra_values["needs_boundaries"] = explain_boundaries(info)
     return {"name": info.name, "summary": info.summary, "distribution": origin.distribution,
             "version": origin.version, "plugin": origin.plugin, **extra_values,
             "options": [asdict(option) for option in document(info.options)]}
@@ -123,7 +123,7 @@ def tuned_by_default(options: type[Options]) -> str:
                       f"recipe.lr = {', '.join(map(format_value, RATE_FACTORS))} times the configured rate{condition}"])
 
 
-def boundaries_needed(info: Any) -> str:
+def explain_boundaries(info: Any) -> str:
     """Return why a task-free method needs task boundaries with its default options; empty if it does not."""
     if not info.task_free or any(field.is_required() for field in info.options.model_fields.values()):
         return ""
@@ -137,7 +137,7 @@ def default(option: Mapping[str, Any]) -> str:
     return "required" if option["required"] else format_value(option["default"])
 
 
-def written(value: Any) -> str:
+def format_field(value: Any) -> str:
     """Return a field as text: a list with commas, a training configuration as in a file."""
     from clbench.core.options import format_value
 
@@ -155,7 +155,7 @@ def facts(thing: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if thing.get("reference"):
         yield "role", "a reference that other methods are compared with; tables set it apart"
     if thing.get("recipe"):
-        yield "published recipe", f"{written(thing['recipe'])} (used with recipe = \"published\" in a file)"
+        yield "published recipe", f"{format_field(thing['recipe'])} (used with recipe = \"published\" in a file)"
     if "task_free" in thing:
         if thing["needs_boundaries"]:
             yield "task-free", f"not with its default options: {thing['needs_boundaries']}"

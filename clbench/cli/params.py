@@ -47,14 +47,14 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
     """
     if form == "json":
         return json.dumps({**setting, "methods": [as_json(count, counts[0]) for count in counts]}, indent=2)
-    blocks = [_text(", ".join(f"{key} {_plain(value)}" for key, value in setting.items()), form)]
+    blocks = [_text(", ".join(f"{key} {_format_shape(value)}" for key, value in setting.items()), form)]
     headers, meaning, growths = list(FIGURES), MEANING, []
-    rows = [[c.method, _last(f"{n:,}" for n in c.parameters), _last(f"{n:,}" for n in c.trainable),
-             _last(map(size, c.trainable_bytes)), ratio(c, counts[0])] for c in counts]
+    rows = [[c.method, _last_or_none(f"{n:,}" for n in c.parameters), _last_or_none(f"{n:,}" for n in c.trainable),
+             _last_or_none(map(size, c.trainable_bytes)), ratio(c, counts[0])] for c in counts]
     if "model" in setting:
         headers, meaning = [*FIGURES, "bytes kept", "FLOPs"], f"{MEANING} {MEANING_OF_MORE}"
         for row, c in zip(rows, counts, strict=True):
-            row += [_last(map(size, c.bytes)), NONE if c.flops is None else scaled(c.flops)]
+            row += [_last_or_none(map(size, c.bytes)), NONE if c.flops is None else format_scaled(c.flops)]
         growths = ["Parameters kept after each task:", _growth([[f"{n:,}" for n in c.parameters] for c in counts],
                                                                counts, form),
                    "Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
@@ -98,10 +98,10 @@ def size(count: float) -> str:
     >>> size(32_000), size(4_000_000), size(44_695_848), size(0)
     ('32 KB', '4 MB', '44.7 MB', '0 B')
     """
-    return scaled(count) + "B"
+    return format_scaled(count) + "B"
 
 
-def scaled(value: float) -> str:
+def format_scaled(value: float) -> str:
     """Return a number with three digits and a decimal prefix, to which the unit can be appended."""
     power = 0
     while value >= 999.5 and power < len(PREFIXES) - 1:
@@ -136,11 +136,11 @@ def _text(text: str, form: str) -> str:
     return escape(text) if form == "md" else textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
-def _last(texts: Iterable[str]) -> str:
+def _last_or_none(texts: Iterable[str]) -> str:
     return (list(texts) or [NONE])[-1]
 
 
-def _plain(value: Any) -> str:
+def _format_shape(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list) else format_value(value)
 
 

@@ -165,7 +165,7 @@ def check(targets: tuple[str, ...], device: str, plugins: tuple[Path, ...]) -> i
     methods: list[tuple[str, StrategyInfo, dict[str, Any]]] = []
     for target in targets:
         if target.endswith(".py"):
-            strategies = brought_by(registry, Path(target))
+            strategies = strategies_in_file(registry, Path(target))
             if not strategies:
                 raise SpecError(f"{target} brings no strategy; only strategies can be checked")
             methods += [(info.name, info, {}) for info in strategies]
@@ -175,7 +175,7 @@ def check(targets: tuple[str, ...], device: str, plugins: tuple[Path, ...]) -> i
     return max([examine(*arguments, pick_device(device)) for arguments in methods])
 
 
-def brought_by(registry: Registry, path: Path) -> list[StrategyInfo]:
+def strategies_in_file(registry: Registry, path: Path) -> list[StrategyInfo]:
     """Return the strategies that a plugin file defines."""
     return [info for name, info in registry.strategies.items()
             if registry.origins["method", name].distribution == str(path.absolute())]

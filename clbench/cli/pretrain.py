@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from clbench.cli.common_options import FILE, execution_option, model_option, plugin_option, recipe_options
-from clbench.cli.completion import named
+from clbench.cli.completion import complete_names
 from clbench.cli.help import Command
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import ClbenchError, SpecError, StoreError
@@ -94,7 +94,7 @@ COMMON = ("model", "weights", "epochs", "iterations", "batch_size", "optimizer",
 
 
 @click.command("pretrain", cls=Command, examples=EXAMPLES, common=COMMON)
-@click.argument("benchmark", metavar="BENCHMARK", shell_complete=named("benchmark", "benchmarks"))
+@click.argument("benchmark", metavar="BENCHMARK", shell_complete=complete_names("benchmark", "benchmarks"))
 @model_option("Model, as in resnet20 (clbench models).  [default: mlp]")
 @click.option("--weights", metavar="FILE", help="Pretrained weights to start from, as for clbench run.")
 @recipe_options

@@ -89,11 +89,11 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
         StoreError: there are no records, or folders disagree on a trial.
     """
     from clbench.results import diff
-    from clbench.results.diff import by_method
+    from clbench.results.diff import group_by_method
 
     merged = diff.merge_runs(folders, [*click.get_current_context().command_path.split(), diff.RUN])
     for problem in merged.problems:
         click.echo(f"Warning: {problem}", err=True)
     for note in merged.notes:
         click.echo(f"Note: {note}", err=True)
-    return by_method(merged.records)
+    return group_by_method(merged.records)

@@ -20,7 +20,7 @@ from clbench.cli.common_options import (
     stale_options,
     typed_command,
 )
-from clbench.cli.completion import named
+from clbench.cli.completion import complete_names
 from clbench.cli.help import Command
 from clbench.core.scenario import SCENARIOS
 
@@ -46,7 +46,7 @@ COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "opti
 @click.argument("spec", required=False, metavar="[SPEC.toml]", type=PATH)
 @methods_option("Methods to compare, as in lora:rank=4,ewc; repeatable. With a file: those of its methods to run, by "
                 "name, by label or by name with options.")
-@click.option("--benchmark", metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
+@click.option("--benchmark", metavar="NAME", shell_complete=complete_names("benchmark", "benchmarks"),
               help="Benchmark (clbench benchmarks), or a function that returns an Avalanche benchmark: "
               "package.module:function or path/to/file.py:function.  [default: split-mnist-5k]")
 @click.option("--scenario", metavar="LIST", help=f"Scenarios: {', '.join(SCENARIOS)}. Only task gives task IDs "

@@ -42,7 +42,7 @@ def runs(places: tuple[Path, ...]) -> None:
         click.echo(f"no run folder in {', '.join(map(str, places or (RUNS,)))}")
         return
     now = datetime.datetime.now(datetime.timezone.utc)
-    rows = [[facts.folder, several(facts.settings), facts.methods, facts.seeds, progress(facts),
+    rows = [[facts.folder, format_settings(facts.settings), facts.methods, facts.seeds, progress(facts),
              age(now - facts.last) if facts.last else "", number(facts.bytes, "bytes")] for facts in surveys]
     click.echo(tabulate(rows, headers=HEADERS, disable_numparse=True,
                         colalign=("left", "left", "right", "right", "left", "right", "right")))
@@ -81,7 +81,7 @@ def gc(places: tuple[Path, ...], data: Path | None, yes: bool, dry_run: bool) ->
     click.echo(f"freed {number(remove(unused_files), 'bytes')}")
 
 
-def several(settings: tuple[str, ...]) -> str:
+def format_settings(settings: tuple[str, ...]) -> str:
     """Return the settings of a run's records as one cell."""
     return f"{settings[0]} and {len(settings) - 1} more" if len(settings) > 1 else "".join(settings)
 

@@ -17,7 +17,7 @@ from clbench.cli.common_options import (
     trial_arguments,
     typed_command,
 )
-from clbench.cli.completion import named
+from clbench.cli.completion import complete_names
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ COMMON = ("benchmark", "out", "classes", "epochs", "iterations", "lr", "batch_si
 
 @click.command("continue", cls=Command, examples=CONTINUE_EXAMPLES, common=COMMON)
 @trial_arguments
-@click.option("--benchmark", required=True, metavar="NAME", shell_complete=named("benchmark", "benchmarks"),
+@click.option("--benchmark", required=True, metavar="NAME", shell_complete=complete_names("benchmark", "benchmarks"),
               help="Benchmark of the new tasks, as in split-mnist:tasks=2.")
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder for the new record and model.  "
               "[default: RUN]")
@@ -78,10 +78,10 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
     for note in record.notes:
         click.echo(note)
     if record.status == "done":
-        click.echo(f"new tasks: {shown(record.R[-1])}")
+        click.echo(f"new tasks: {format_accuracies(record.R[-1])}")
         if record.earlier is not None:
             before, after = record.earlier.before, record.earlier.after[-1]
-            click.echo(f"old tasks: {shown(after)}; before they were {shown(before)}")
+            click.echo(f"old tasks: {format_accuracies(after)}; before they were {format_accuracies(before)}")
     else:
         click.echo(f"{record.status}: {record.failure.message if record.failure else ''}", err=True)
     folder = out or run
@@ -90,7 +90,7 @@ def continue_(run: Path, trial: str | None, benchmark: str, out: Path | None, cl
     return int(record.status != "done")
 
 
-def shown(row: list[float]) -> str:
+def format_accuracies(row: list[float]) -> str:
     """Return the mean of accuracies and each accuracy, in percent."""
     return f"{100 * sum(row) / len(row):.1f} % ({', '.join(f'{100 * a:.1f}' for a in row)})"
 

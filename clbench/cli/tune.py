@@ -109,7 +109,7 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     names = names_in(methods)
     rows = tuning.rows_of(spec, registry, trials, names, widen)
     if not spec.tune and not names:
-        for name in tuning.left_out(rows, spec, registry):
+        for name in tuning.find_unsearched(rows, spec, registry):
             click.echo(f"{name}: it has nothing to search and stays as it is", err=True)
     if _one_rate(rows, spec, registry):
         click.echo("Note: this search has one learning rate for the pretrained backbone and its new heads. Methods "
@@ -117,15 +117,15 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
                    "(docs/tuning.md)", err=True)
     out, command_line = out or Path("runs") / f"{source.stem}-tuning", typed_command()
     try:
-        records = tuning.search(rows, spec, registry, out, _shown, command_line, stale)
+        records = tuning.search(rows, spec, registry, out, _open_progress, command_line, stale)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {out} has the results of finished trials. Run the same command again to "
                    "continue", err=True)
         return 130
-    versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _by_optuna(rows) else {})}
+    versions = {**records[-1].provenance.versions, **({"optuna": version("optuna")} if _uses_optuna(rows) else {})}
     budget = {name: flags[name] for name in ("epochs", "iterations") if flags[name] is not None}
     search = tuning.account(rows, spec, trials, budget, command_line, versions, widen)
-    tuned = write_tuned(out / "tuned.toml", source_text, tuning.chosen(original, spec, rows, registry), search)
+    tuned = write_tuned(out / "tuned.toml", source_text, tuning.choose_methods(original, spec, rows, registry), search)
     write_file(out / "candidates.md", candidates_page(tuned.tuning))
     click.echo(table(rows))
     for row in rows:
@@ -140,11 +140,11 @@ def _check_seeds(original: Spec, spec: Spec) -> None:
     """Reject the experiment's own seeds: options would be fitted to their batches and initial weights."""
     from clbench.core.errors import SpecError
     from clbench.experiment.until import sequence
-    from clbench.report.formatting import listed
+    from clbench.report.formatting import as_ranges
 
     seeds = sequence(original.seeds, original.max_seeds) if original.until else original.seeds
     if shared := sorted(set(seeds) & set(spec.seeds)):
-        raise SpecError(f"--seeds: {listed(shared)} {'are' if len(shared) > 1 else 'is'} among the experiment's own "
+        raise SpecError(f"--seeds: {as_ranges(shared)} {'are' if len(shared) > 1 else 'is'} among the experiment's own "
                         "seeds; tune with others")
 
 
@@ -164,13 +164,13 @@ def _one_rate(rows: Sequence[Row], spec: Spec, registry: Registry) -> bool:
             and any(has_one_rate(planned.trial) for planned in plan(spec, registry)))
 
 
-def _by_optuna(rows: Sequence[Row]) -> bool:
+def _uses_optuna(rows: Sequence[Row]) -> bool:
     from clbench.execution.samplers import TPE
 
     return any(isinstance(row.sampler, TPE) for row in rows)
 
 
-def _shown(experiment: Experiment) -> AbstractContextManager[Listener]:
+def _open_progress(experiment: Experiment) -> AbstractContextManager[Listener]:
     """Return the progress display of a round; a silent listener if no trial is missing."""
     from rich.console import Console
 

@@ -104,6 +104,6 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     checked = verification.check(reference, cells, records)
     path = experiment.store.directory / "verify.md"
     write_file(path, verified.markdown(reference, checked))
-    click.echo(verified.plain(reference, checked))
+    click.echo(verified.format_plain(reference, checked))
     click.echo(f"verdicts: {path}\nrecords:  {experiment.store.records}")
     return int(any(item.verdict == "not reproduced" or item.failed for item in checked))

@@ -36,7 +36,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
     try:
         try:
-            save_file(_unshared(tensors), temporary, dict(metadata or {}))
+            save_file(_copy_unshared(tensors), temporary, dict(metadata or {}))
         except SafetensorError as error:  # it has the number of the system's error only in its text
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
@@ -64,7 +64,7 @@ def _sort_metadata(file: BinaryIO) -> None:
     file.write(text)
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copy_unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors on the CPU, contiguous and sharing no memory, as safetensors requires."""
     seen: set[int] = set()
     out = {}

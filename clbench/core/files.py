@@ -108,7 +108,7 @@ def _umask() -> int:
     return mask
 
 
-def at_home(path: str | os.PathLike[str]) -> Path:
+def expand_home(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home folder in the place of `~`; `~` stays if there is no such user."""
     return Path(os.path.expanduser(path))
 
@@ -121,11 +121,11 @@ def default_data_dir() -> Path:
     """
     named = os.environ.get("CLBENCH_DATA")
     if named:
-        return at_home(named)
+        return expand_home(named)
     xdg = os.environ.get("XDG_CACHE_HOME")
     if xdg:
-        return at_home(xdg) / "clbench"
-    if (home := at_home("~")) == Path("~"):
+        return expand_home(xdg) / "clbench"
+    if (home := expand_home("~")) == Path("~"):
         raise StoreError("this user has no home folder for data sets: name a folder with --data or CLBENCH_DATA")
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "clbench"
@@ -198,7 +198,7 @@ def lock(path: Path) -> Lock | None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, poll: float = 0.1) -> Iterator[None]:
+def hold_lock(path: Path, poll: float = 0.1) -> Iterator[None]:
     """Hold the lock of a path inside the block, after waiting until no other process holds it.
 
     If the file system has no locks, or the file cannot be created, the block runs without a lock. So the work inside

@@ -42,18 +42,18 @@ def hash_of(*names: str) -> str:
     >>> hash_of("no_such_module_of_mine")
     ''
     """
-    return _joined({name: _state(name) for name in names})
+    return _join_hashes({name: _state(name) for name in names})
 
 
-def running(*names: str) -> str:
+def hash_running(*names: str) -> str:
     """Return the hash that the code had when this process first recorded its state (`note`).
 
     Imported code stays the same in this process, even if its files change later.
     """
-    return _joined({name: note(name) for name in names})
+    return _join_hashes({name: note(name) for name in names})
 
 
-def edited(*names: str) -> list[str]:
+def list_edited(*names: str) -> list[str]:
     """Return the names whose code has changed on disk since this process recorded its state (`note`)."""
     return [name for name in names if (old := note(name)) != (new := _state(name)) and _hash(old) != _hash(new)]
 
@@ -72,7 +72,7 @@ def note(name: str) -> State:
     return state
 
 
-def _joined(states: dict[str, State]) -> str:
+def _join_hashes(states: dict[str, State]) -> str:
     hashes = [(name, _hash(state)) for name, state in sorted(states.items()) if state]
     if len(hashes) < 2:
         return hashes[0][1] if hashes else ""
@@ -118,7 +118,7 @@ def _files(name: str) -> list[tuple[str, Path]]:
     file = getattr(module, "__file__", None) or (spec.origin if spec else None)
     folders = getattr(module, "__path__", None) or (spec.submodule_search_locations if spec else None)
     if folders is not None:
-        return list(itertools.chain.from_iterable(_inside(Path(folder)) for folder in folders))
+        return list(itertools.chain.from_iterable(_files_inside(Path(folder)) for folder in folders))
     path = Path(file) if file else None
     return [(path.name, path)] if path is not None and path.is_file() else []
 
@@ -157,7 +157,7 @@ def package_of(module: str) -> str:
     return module
 
 
-def _inside(package: Path) -> Iterator[tuple[str, Path]]:
+def _files_inside(package: Path) -> Iterator[tuple[str, Path]]:
     """Yield the code and data files of a package, each with its path inside the package.
 
     A folder without `__init__.py` may be a working directory, so only the Python files directly in it count. Hidden

@@ -15,7 +15,7 @@ Direction = Literal["up", "down"]
 Labels = Literal["classes", "tokens", "numbers"]
 
 
-def significant(value: float, size: float | None = None) -> str:
+def format_digits(value: float, size: float | None = None) -> str:
     """Return a number as text, with as many decimals as give `size` three significant digits, at most 4.
 
     `size` is the number itself by default. If it is below 0.001, the text is in scientific notation.
@@ -111,7 +111,7 @@ class Metric:
         >>> ACCURACY.text(0.9124), NLL.text(6.5812), NLL.text(0.04229)
         ('91.2', '6.58', '0.0423')
         """
-        return f"{100 * value:.1f}" if self.is_share else significant(value)
+        return f"{100 * value:.1f}" if self.is_share else format_digits(value)
 
     def worsening(self, difference: float) -> float:
         """Return how much a value got worse if it changed by `difference`; negative if it improved."""

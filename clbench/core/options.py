@@ -60,7 +60,7 @@ class Strict(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         """Reject true and false in place of a number, because pydantic would read them as 1 and 0."""
         if isinstance(value, bool):
             allowed = _allowed(cls, info.field_name)
@@ -94,13 +94,13 @@ class Options(Strict):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _none_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+    def _read_none(cls, value: Any, info: ValidationInfo) -> Any:
         """Read 'none' as None for options that allow it."""
         return None if value == "none" and type(None) in _allowed(cls, info.field_name) else value
 
     @field_validator("*", mode="before")
     @classmethod
-    def _joined_by_plus(cls, value: Any, info: ValidationInfo) -> Any:
+    def _split_at_plus(cls, value: Any, info: ValidationInfo) -> Any:
         """Read text as a list for options that are lists: `q+v` is q and v."""
         kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
         return value.split("+") if kind is list and isinstance(value, str) else value
@@ -255,7 +255,7 @@ def validate(options: type[Options], raw: Mapping[str, Any], owner: str, listing
     return valid
 
 
-def _unfinished(value: Any, options: type[Options], field: str = "") -> str:
+def _hint(value: Any, options: type[Options], field: str = "") -> str:
     """Return a hint on the part of a wrong value that is not `option=value`, such as `alpha` in `rank=4:alpha`."""
     if not field or not isinstance(value, str) or ":" not in value:
         return ""
@@ -277,12 +277,12 @@ def explain(error: ValidationError, options: type[Options], owner: str, listing:
         else:
             message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be").replace(
                 "Field required", f"has no default; give a value ({':'.join(path)}=VALUE), or a default in the plugin")
-            input_text = "" if item["type"] in ("value_error", "missing") else f", got {shown(item['input'])}"
-            lines.append(f"{'.'.join(path)}: {message}{input_text}{_unfinished(item['input'], options, *path[1:])}")
+            input_text = "" if item["type"] in ("value_error", "missing") else f", got {quote(item['input'])}"
+            lines.append(f"{'.'.join(path)}: {message}{input_text}{_hint(item['input'], options, *path[1:])}")
     return lines
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """Return a given value as errors show it: text in quotes, numbers as they are."""
     return repr(value) if isinstance(value, str) else format_value(value)
 

@@ -38,7 +38,7 @@ class Preprocessing(BaseModel):
     std: tuple[float, ...] = Field(min_length=1, description="Standard deviation of each channel.")
 
     @model_validator(mode="after")
-    def _fits(self) -> Preprocessing:
+    def _check_normalization(self) -> Preprocessing:
         """Reject a mean and a deviation of different lengths, and a deviation that is not above 0."""
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError("mean and std need a number for each channel, and std is above 0")

@@ -23,7 +23,7 @@ from clbench.core.entry_points import DISABLE, disabled, package_of
 from clbench.core.errors import ClbenchError, PluginError, SpecError, unknown
 from clbench.core.files import Files, as_list
 from clbench.core.hookspecs import BenchmarkInfo, ModelInfo, ReportFormat, StrategyInfo, TrackerInfo
-from clbench.core.user_code import format_error, importable, run_as_module, strategy_info
+from clbench.core.user_code import extend_import_path, format_error, run_as_module, strategy_info
 
 GROUP = "clbench"
 ANY_CODE = "*:*"  # the pattern of benchmarks that functions return
@@ -109,11 +109,11 @@ class Registry:
         if name.endswith(".py"):
             raise SpecError(f"benchmark {name!r}: name the function too that returns the benchmark, as in "
                             f"{name}:FUNCTION")
-        if meant := self._meant(name):
+        if meant := self._suggest_path(name):
             raise SpecError(f"no benchmark {name!r}; did you mean {meant}? (clbench benchmarks lists all)")
         return self._find("benchmark", self.benchmarks, name)
 
-    def _meant(self, name: str) -> str:
+    def _suggest_path(self, name: str) -> str:
         """Return a benchmark `kind:PATH` that the user may have meant by a wrong kind or by a path alone."""
         kind, colon, path = name.partition(":")
         if name in self.benchmarks:
@@ -122,7 +122,7 @@ class Registry:
         if colon:
             if not kind.isidentifier() or self.pattern("benchmark", name) not in ("", ANY_CODE):
                 return ""
-            with importable(name):
+            with extend_import_path(name):
                 if path.isidentifier() and _home(kind) is not None:
                     return ""
             if near := get_close_matches(kind, [p.removesuffix(":*") for p in patterns if p != ANY_CODE], n=1):
@@ -131,7 +131,7 @@ class Registry:
         suffix = "/" if place.is_dir() else place.suffix.lower() * place.is_file()
         return next((p.replace("*", path or kind) for p, info in patterns.items() if suffix in info.suffixes), "")
 
-    def listed(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
+    def list_declarations(self, kind: str, known: Mapping[str, Info]) -> dict[str, Info]:
         """Return all declarations of a kind in the order of lists: `known` sorted by name, then the patterns."""
         patterns = self.patterns.get(kind, {})
         return {**dict(sorted(known.items())),

@@ -46,7 +46,7 @@ class Renamed:
         return getattr(super(overriding[-1], target) if overriding else target, self.new)
 
 
-def renamed(cls: type) -> dict[str, str]:
+def list_new_names(cls: type) -> dict[str, str]:
     """Return the new name of each member that has an old one."""
     new_names: dict[str, str] = {}
     for base in cls.__mro__:
@@ -76,7 +76,7 @@ class OldNames:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Copy what a class defines under an old name to the new name."""
         super().__init_subclass__(**kwargs)
-        for old, new in renamed(cls).items():
+        for old, new in list_new_names(cls).items():
             for members in map(vars, cls.__mro__):
                 if new in members:
                     break
@@ -88,7 +88,7 @@ class OldNames:
 
 def old_keywords(cls: Class) -> Class:
     """Make the constructor of a class accept the old names of its `Renamed` members."""
-    construct, names = cls.__init__, renamed(cls)  # type: ignore[misc]
+    construct, names = cls.__init__, list_new_names(cls)  # type: ignore[misc]
 
     @functools.wraps(construct)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:

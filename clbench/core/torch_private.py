@@ -19,9 +19,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clbench.core.errors import message_of
 
-__all__ = ["INNER", "NormWithStatistics", "OpOverload", "TorchDispatchMode", "attributes_of", "copy_on_write",
-           "flash_attention_enabled", "inside_vmap", "is_copy_on_write", "storage_id", "vmap_refusal",
-           "without_torch_functions", "write_count"]
+__all__ = [
+    "INNER",
+    "NormWithStatistics",
+    "OpOverload",
+    "TorchDispatchMode",
+    "attributes_of",
+    "copy_on_write",
+    "flash_attention_enabled",
+    "is_copy_on_write",
+    "is_inside_vmap",
+    "storage_id",
+    "vmap_refusal",
+    "without_torch_functions",
+    "write_count",
+]
 
 NormWithStatistics = _NormBase  # batch and instance normalization
 INNER = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes of a module
@@ -55,7 +67,7 @@ def write_count(tensor: Tensor) -> int:
     return tensor._version
 
 
-def inside_vmap(value: Any) -> bool:
+def is_inside_vmap(value: Any) -> bool:
     """Return whether a value is a tensor of `torch.func.vmap`."""
     return bool(torch._C._functorch.is_batchedtensor(value))
 

@@ -57,7 +57,7 @@ def place(error: BaseException, *packages: str) -> str:
         packages: outermost packages (`clbench_mine`) that count as user code, even if they are installed.
     """
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{_short(error.filename)}:{error.lineno}"
+        return f"{_shorten_path(error.filename)}:{error.lineno}"
     frames = list(traceback.walk_tb(error.__traceback__))
     return users_place(error, *packages) or (_file_and_line(*frames[-1]) if frames else "")
 
@@ -71,13 +71,13 @@ def users_place(error: BaseException, *packages: str) -> str:
 def place_of_function(function: Callable[..., Any]) -> str:
     """Return `file:line` of the definition of a function, or "" if it is not written in Python."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{_short(code.co_filename)}:{code.co_firstlineno}" if code else ""
+    return f"{_shorten_path(code.co_filename)}:{code.co_firstlineno}" if code else ""
 
 
 def _file_and_line(frame: FrameType, line: int) -> str:
     """Return a frame as `file:line in function`."""
     function = frame.f_code.co_name
-    return f"{_short(frame.f_code.co_filename)}:{line}" + (f" in {function}" if function.isidentifier() else "")
+    return f"{_shorten_path(frame.f_code.co_filename)}:{line}" + (f" in {function}" if function.isidentifier() else "")
 
 
 def _is_users(frame: FrameType, packages: tuple[str, ...]) -> bool:
@@ -92,7 +92,7 @@ def _is_users(frame: FrameType, packages: tuple[str, ...]) -> bool:
     return not any(library in file.parents for library in LIBRARIES)
 
 
-def _short(filename: str) -> str:
+def _shorten_path(filename: str) -> str:
     """Return a path relative to the current directory if it is below it, or else unchanged."""
     try:
         return str(Path(filename).relative_to(Path.cwd()))
@@ -111,7 +111,7 @@ def file_of(name: str) -> Path | None:
 
 
 @contextmanager
-def importable(name: str) -> Iterator[None]:
+def extend_import_path(name: str) -> Iterator[None]:
     """Put a folder on the import path inside the block: that of a named file, or else the current directory.
 
     Args:
@@ -160,7 +160,7 @@ def strategy_info(name: str) -> StrategyInfo:
     Raises:
         DataError: as `load_function`, or the name does not refer to a strategy class.
     """
-    with importable(name):
+    with extend_import_path(name):
         strategy = load_function(name, "method")
     if not isinstance(strategy, type) or not any(f"{c.__module__}:{c.__name__}" == STRATEGY for c in strategy.__mro__):
         raise DataError(f"method {name!r}: {name.rpartition(':')[2]!r} is no subclass of clbench.Strategy")
@@ -195,18 +195,18 @@ def name_of(thing: Callable[..., Any]) -> str:
         raise SpecError(f"{attribute or type(thing).__name__} is not at the top level of a module; define it there")
     file = getattr(loaded_module, "__file__", None)
     if module != "__main__":
-        return f"{_written(Path(file)) if file and _needs_path(module, file) else module}:{attribute}"
+        return f"{_relative(Path(file)) if file and _needs_path(module, file) else module}:{attribute}"
     if not file or not file.endswith(SUFFIX) or not Path(file).is_file():
         raise SpecError(f"{attribute} is defined in this session; put it into a file (a notebook makes one by "
                         "%%writefile my_file.py) and import it from there")
-    if not _guarded(file):
-        raise SpecError(f"{_written(Path(file))}, where {attribute} is defined, would run all over again when it is "
+    if not _is_guarded(file):
+        raise SpecError(f"{_relative(Path(file))}, where {attribute} is defined, would run all over again when it is "
                         "imported; put the call of clbench under `if __name__ == \"__main__\":`")
     spec = getattr(loaded_module, "__spec__", None)  # exists after `python -m package.module`
-    return f"{spec.name if spec else _written(Path(file))}:{attribute}"
+    return f"{spec.name if spec else _relative(Path(file))}:{attribute}"
 
 
-def _written(file: Path) -> str:
+def _relative(file: Path) -> str:
     """Return a file's path, relative to the current directory if it is below it."""
     current_folder, path = Path.cwd(), Path(os.path.abspath(file))
     return (path.relative_to(current_folder) if path.is_relative_to(current_folder) else path).as_posix()
@@ -220,7 +220,7 @@ def _needs_path(module: str, file: str) -> bool:
     return os.path.basename(file) == module + SUFFIX and folder not in map(os.path.abspath, roots)
 
 
-def _guarded(file: str) -> bool:
+def _is_guarded(file: str) -> bool:
     """Return whether the lines that a script executes now are all under `if __name__ == "__main__":`."""
     frame, lines = sys._getframe(), []
     while frame is not None:

@@ -133,15 +133,16 @@ class Plan:
             if not len(rows):
                 raise DataError(f"benchmark {name!r} with {arrival}: no sample arrives in task {index + 1}; choose "
                                 "less")
-            train = gathered([t.train for t in self.before.tasks], self.home[rows], self.row[rows], self.y[rows], index)
-            met, names = self._met(task, set(train.y.tolist()), arrival.moves)
+            parts = [t.train for t in self.before.tasks]
+            train = gather_samples(parts, self.home[rows], self.row[rows], self.y[rows], index)
+            met, names = self._find_classes(task, set(train.y.tolist()), arrival.moves)
             tasks.append(replace(task, train=train, met=met, met_names=names))
             values, kind_count = (self.home, self.tasks) if self.shared else (self.y, self.before.classes)
             counts.append(tuple(torch.bincount(values[rows], minlength=kind_count).tolist()))
         return replace(self.before, tasks=tuple(tasks), fingerprint=total.hexdigest()[:16], arrivals=tuple(counts))
 
-    def _met(self, task: StreamTask, there: set[int], moved: bool
-             ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def _find_classes(self, task: StreamTask, there: set[int], moved: bool
+                      ) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Return the classes of a task's training samples, and their names: its own classes first, then others.
 
         If tasks share outputs and samples moved, an output may stand for several classes, so there are no names.
@@ -154,7 +155,7 @@ class Plan:
         return met, tuple(names[c] for c in met) if has_names else ()
 
 
-def gathered(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, task: int) -> Samples:
+def gather_samples(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, task: int) -> Samples:
     """Gather samples of several tasks into one: sample i is row `rows[i]` of `parts[home[i]]`, with label `y[i]`.
 
     Inputs are copied. Permuted inputs are permuted now, each by the permutation of its original task. Photos stay in

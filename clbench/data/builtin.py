@@ -73,7 +73,7 @@ class SplitOptions(ClassOptions, ImageOptions):
                                     "et al.: mean 0.1, deviation 0.2752)")
 
     @model_validator(mode="after")
-    def _one_normalization(self) -> SplitOptions:
+    def _check_normalization(self) -> SplitOptions:
         """Refuse a mean without a deviation, and two ways to normalize."""
         if (self.mean is None) != (self.deviation is None):
             raise ValueError("mean and deviation go together; give both or neither")
@@ -96,7 +96,7 @@ class CIFARInputs(ClassOptions):
 
     @field_validator("augment", mode="before")
     @classmethod
-    def _by_truth(cls, value: Any) -> Any:
+    def _accept_booleans(cls, value: Any) -> Any:
         """Accept true and false, which were the only values of earlier versions."""
         return {True: "crop-flip", False: "none"}[value] if isinstance(value, bool) else value
 
@@ -130,7 +130,7 @@ class CIFAR100Options(CIFAROptions):
         return self.held_out if self.part == "held-out" else self.classes - self.held_out
 
     @model_validator(mode="after")
-    def _has_some(self) -> CIFAR100Options:
+    def _check_classes(self) -> CIFAR100Options:
         """Refuse a stream without classes."""
         if not self.used:
             raise ValueError("part = held-out needs held_out = number of classes")
@@ -162,7 +162,7 @@ class B50Options(CIFAROptions):
 
     @field_validator("task_sizes")
     @classmethod
-    def _first_has_half(cls, value: list[int]) -> list[int]:
+    def _refuse_task_sizes(cls, value: list[int]) -> list[int]:
         """Refuse sizes of tasks, because the first task has 50 classes."""
         if value:
             raise ValueError("the first task always has 50 classes; use split-cifar100:task_sizes=50+20+30 for others")

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from clbench.core import identity
 from clbench.core.entry_points import package_of
 from clbench.core.errors import message_of, typed_message
-from clbench.core.files import locked, sweep
+from clbench.core.files import hold_lock, sweep
 from clbench.core.objective import CLASSIFICATION
 from clbench.core.registry import Registry
 from clbench.data.contents import Contents, contents_of, data_files, index_of
@@ -78,7 +78,7 @@ def read_or_build(benchmark: Resolved, seed: int, data_dir: Path, registry: Regi
     path = folder / f"{key}.safetensors"
     with contextlib.suppress(Unusable, FileNotFoundError):
         return _noting(read_stream(path, contents), contents.notes)
-    with locked(path.with_suffix(".lock")):  # one process builds the stream, the others read its file
+    with hold_lock(path.with_suffix(".lock")):  # one process builds the stream, the others read its file
         return _noting(_fill(path, benchmark, data_dir, registry, contents, build), contents.notes)
 
 
@@ -125,7 +125,7 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
     if not info.cached:
         return None
     origin = registry.origin("benchmark", benchmark.name)
-    code = identity.running(_package(info.build))
+    code = identity.hash_running(_package(info.build))
     if not (origin.version and code):
         return None
     # The version of a plugin file is the hash of its bytes, which a comment changes; its code is hashed above.

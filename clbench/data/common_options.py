@@ -29,7 +29,7 @@ class ClassDivision(Options):
 
     @field_validator("class_order")
     @classmethod
-    def _known_order(cls, value: str) -> str:
+    def _check_order(cls, value: str) -> str:
         """Refuse an unknown order, and seeds that NumPy does not take."""
         match = _ORDER.fullmatch(value)
         if match is None or (match[1] == "numpy" and int(match[2]) >= 2**32):
@@ -39,14 +39,14 @@ class ClassDivision(Options):
 
     @field_validator("task_sizes")
     @classmethod
-    def _some_classes(cls, value: list[int]) -> list[int]:
+    def _check_task_sizes(cls, value: list[int]) -> list[int]:
         """Refuse a task without classes."""
         if any(size < 1 for size in value):
             raise ValueError("every task needs at least one class")
         return value
 
     @model_validator(mode="after")
-    def _one_order_and_one_number(self) -> ClassDivision:
+    def _check_conflicts(self) -> ClassDivision:
         """Refuse two class orders, and a number of tasks together with task sizes."""
         if self.classes_in_order and self.class_order != "natural":
             raise ValueError(f"give classes_in_order or class_order = {self.class_order}, not both")
@@ -92,7 +92,7 @@ class ClassOptions(ClassDivision):
         return self.task_sizes or [self.used // self.tasks] * self.tasks
 
     @model_validator(mode="after")
-    def _divides(self) -> ClassOptions:
+    def _check_division(self) -> ClassOptions:
         """Refuse incomplete lists of classes, and tasks that do not divide the classes equally or by their sizes."""
         if len(set(self.classes_in_order)) != len(self.classes_in_order) or (
                 self.classes_in_order and len(self.classes_in_order) != self.ordered):
@@ -131,7 +131,7 @@ class PerClassOptions(Options):
         "of as many that no other seed uses. Seeds from 1000 on, for tuning, have no block and need --validation")
 
     @model_validator(mode="after")
-    def _blocks_have_a_size(self) -> PerClassOptions:
+    def _check_draws(self) -> PerClassOptions:
         """Refuse blocks without a size."""
         for part in ("train", "test"):
             if getattr(self, f"{part}_draw") == "seed" and getattr(self, f"{part}_per_class") is None:
@@ -236,7 +236,7 @@ class PhotoOptions(PixelOptions):
         "bicubic", description="interpolation by which photos are resized")
 
     @model_validator(mode="after")
-    def _one_size(self) -> PhotoOptions:
+    def _check_size(self) -> PhotoOptions:
         """Refuse resize or crop alone, a crop larger than resize, and a size together with both."""
         if self.resize is None or self.crop is None:
             if self.resize != self.crop:

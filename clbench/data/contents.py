@@ -74,13 +74,13 @@ def data_files(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path) 
     if not (isinstance(info.files, str) or callable(info.files)):
         named = ((name, os.path.abspath(data_dir / name)) for name in info.files)
         return DataFiles({name: path for name, path in named if os.path.exists(path)})
-    return listed_files(_called(info.files, info, options, data_dir, "its files cannot be listed"))
+    return listed_files(_call_declared(info.files, info, options, data_dir, "its files cannot be listed"))
 
 
 def listed_files(files: Iterable[Any]) -> DataFiles:
     """Return the `DataFiles` of the paths that a benchmark lists."""
     paths = {name: os.path.abspath(name) for name in map(str, files)}
-    return DataFiles(paths, _common(paths.values()), listed=True)
+    return DataFiles(paths, _find_common_folder(paths.values()), listed=True)
 
 
 def check_data(benchmark: Resolved, data_dir: Path, registry: Registry) -> None:
@@ -91,11 +91,11 @@ def check_data(benchmark: Resolved, data_dir: Path, registry: Registry) -> None:
     """
     info = registry.benchmark(benchmark.name)
     if info.check:
-        _called(info.check, info, benchmark.options, data_dir, "its data cannot be checked")
+        _call_declared(info.check, info, benchmark.options, data_dir, "its data cannot be checked")
 
 
-def _called(function: str | Callable[..., Any], info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path,
-            problem: str) -> Any:
+def _call_declared(function: str | Callable[..., Any], info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path,
+                   problem: str) -> Any:
     """Call a function of the declaration with name, options and data folder; report any error in one line."""
     where = f"benchmark {info.name!r}"
     try:
@@ -106,7 +106,7 @@ def _called(function: str | Callable[..., Any], info: BenchmarkInfo, options: Ma
         raise DataError(f"{where}: {problem} ({typed_message(error)})") from error
 
 
-def _common(paths: Iterable[str]) -> str:
+def _find_common_folder(paths: Iterable[str]) -> str:
     """Return the innermost folder that contains all files; empty if there are no files or several drives."""
     try:
         return os.path.commonpath({os.path.dirname(path) for path in paths})
@@ -163,7 +163,7 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
             notes.append(f"hashes of data files could not be kept in {index.parent} ({error.strerror or error}); every "
                          "run reads the files again")
     by_name = {name: entries[path][3] for name, path in files.paths.items()}
-    return Contents(_together(by_name) if files.listed else by_name, tuple(notes), by_name)
+    return Contents(_combine_hashes(by_name) if files.listed else by_name, tuple(notes), by_name)
 
 
 def _state(path: str) -> list[int]:
@@ -172,7 +172,7 @@ def _state(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _together(hashes: Mapping[str, str]) -> dict[str, str]:
+def _combine_hashes(hashes: Mapping[str, str]) -> dict[str, str]:
     """Return one hash of all listed files."""
     return {"files": hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()}
 

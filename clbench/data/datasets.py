@@ -82,7 +82,7 @@ def mnist_like(name: str, data_dir: Path) -> tuple[Images, Images]:
     if not all((root / file).is_file() for file in MNIST_FILES):
         require_downloads(name, root)
         try:
-            with chatter_to_stderr(), _network_timeout():
+            with redirect_to_stderr(), _network_timeout():
                 cls(data_dir, download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).split("\n")[-2 if isinstance(error, RuntimeError) and "\n" in str(error) else 0]
@@ -146,7 +146,7 @@ def _keep_cifar(name: str, data_dir: Path, where: Path) -> None:
     cls: Any = getattr(torchvision.datasets, name)
     require_downloads(name, where)
     try:
-        with chatter_to_stderr(), _network_timeout():
+        with redirect_to_stderr(), _network_timeout():
             train, test = (cls(data_dir, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -212,7 +212,7 @@ def _network_timeout() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def chatter_to_stderr() -> Iterator[None]:
+def redirect_to_stderr() -> Iterator[None]:
     """Redirect output that is printed inside the block to stderr, because stdout is for tables."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

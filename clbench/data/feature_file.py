@@ -59,7 +59,7 @@ class Parts:
             if lock is None:
                 raise StoreError(f"another clbench embed is writing {self.out}; wait for it, or name another --out")
         try:
-            yield self._taken_up()
+            yield self._resume_job()
             self._clear()
         finally:
             if lock is not None:
@@ -67,7 +67,7 @@ class Parts:
         with contextlib.suppress(OSError):  # the lock's release has usually removed it
             self.folder.rmdir()
 
-    def _taken_up(self) -> bool:
+    def _resume_job(self) -> bool:
         """Remove the rows of any other job, and return whether the folder already belongs to this job."""
         file = self.folder / JOB
         if file.exists() and file.read_text(encoding="utf-8") == self.job:

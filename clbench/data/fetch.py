@@ -64,7 +64,7 @@ def _fetch(download: Download, data: DataSet, data_dir: Path, target: Path, prog
         target.unlink()
 
 
-def pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path, data_dir: Path) -> list[Download]:
+def find_pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path, data_dir: Path) -> list[Download]:
     """Return the downloads that provide missing files, and the archives that were not unpacked completely.
 
     What is wrong is not downloaded again: the user has to remove it, as `clbench data` says.

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 
 from clbench.core.errors import DataError, message_of
-from clbench.core.files import at_home
+from clbench.core.files import expand_home
 from clbench.core.objective import CLASSIFICATION, REGRESSION
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
@@ -73,10 +73,9 @@ def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[P
 
 def labels_file(path: Path, option: str, file: str, data_dir: Path, where: str) -> Path:
     """Return the file that an option names; search the working directory, the inputs' folder, and the data folder."""
-    places = [folder / at_home(file) for folder in (Path.cwd(), path.parent, data_dir)]
-    for place in places:
-        if place.is_file():
-            return place
+    places = [folder / expand_home(file) for folder in (Path.cwd(), path.parent, data_dir)]
+    if existing := [place for place in places if place.is_file()]:
+        return existing[0]
     raise DataError(f"{where}: {option} = {file}: there is no {' and no '.join(map(str, dict.fromkeys(places)))}")
 
 
@@ -112,7 +111,7 @@ class TaskOptions(ClassDivision):
         return "domain" if self.tasks_are_named else None
 
     @model_validator(mode="after")
-    def _one_division(self) -> TaskOptions:
+    def _check_division(self) -> TaskOptions:
         """Refuse options that divide the data by class if the data name the tasks."""
         if self.tasks_are_named:
             class_options = [name for name, value in (("tasks", self.tasks), ("task_sizes", self.task_sizes),
@@ -196,7 +195,7 @@ class ImagesOptions(OwnOptions, StoredTaskOptions):
         return "tasks_from = folders"
 
     @model_validator(mode="after")
-    def _lists_of_training_photos(self) -> ImagesOptions:
+    def _check_lists(self) -> ImagesOptions:
         """Refuse a list of test photos without a list of training photos, and groups together with lists."""
         if self.test_list and not self.train_list:
             raise ValueError("test_list goes with train_list, the list of the training photos; give both")
@@ -229,7 +228,7 @@ class FeatureOptions(ColumnOptions):
         return "domain" if self.tasks_are_named or self.target is not None else None
 
     @model_validator(mode="after")
-    def _no_classes(self) -> FeatureOptions:
+    def _check_target(self) -> FeatureOptions:
         """Refuse options about classes together with a target."""
         class_options = [name for name in ("label_column", "labels", "tasks", "task_sizes", "classes_in_order")
                          if getattr(self, name, None)] + ["class_order"] * (self.class_order != "natural")

@@ -133,7 +133,7 @@ class Photos:
         The next chunks are decoded while one is used.
         """
         starts = range(first * size, len(self), size)
-        for reading in in_turn(Reading(self[begin:begin + size]) for begin in starts):
+        for reading in decode_in_order(Reading(self[begin:begin + size]) for begin in starts):
             yield reading.images
 
 
@@ -151,8 +151,8 @@ class Reading:
         """
         count, channels, height, width = photos.shape
         self.photos, self.crop = photos, crop
-        self._images = _empty((count, height, width, channels), pinned) if whole else None
-        self._crops = None if crop is None else _empty((count, crop.height, crop.width, channels), pinned)
+        self._images = _allocate((count, height, width, channels), pinned) if whole else None
+        self._crops = None if crop is None else _allocate((count, crop.height, crop.width, channels), pinned)
         pool = _pool(os.getpid())
         self.futures: list[Future[None]] = [pool.submit(self._decode, range(begin, min(begin + PIECE, count)))
                                             for begin in range(0, count, PIECE)]
@@ -204,7 +204,7 @@ class Reading:
                        None if self._crops is None else self._crops[i].numpy())
 
 
-def in_turn(started: Iterable[Reading]) -> Generator[Reading, None, None]:
+def decode_in_order(started: Iterable[Reading]) -> Generator[Reading, None, None]:
     """Yield decoded batches in order, while threads decode the next batches.
 
     The iterable `started` starts to decode a batch when the batch is requested from it.
@@ -222,7 +222,7 @@ def in_turn(started: Iterable[Reading]) -> Generator[Reading, None, None]:
             reading.cancel()
 
 
-def _empty(shape: tuple[int, ...], pinned: bool) -> Tensor:
+def _allocate(shape: tuple[int, ...], pinned: bool) -> Tensor:
     """Return an uninitialized uint8 tensor [N, C, H, W] with the memory layout `shape`, [N, H, W, C], as in files."""
     return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 

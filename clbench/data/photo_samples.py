@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clbench.core.device import send
 from clbench.core.errors import SpecError
-from clbench.data.photo_files import Crop, Photos, Reading, in_turn
+from clbench.data.photo_files import Crop, Photos, Reading, decode_in_order
 from clbench.data.prepare import Augmentation, RandomResizedCrop
 from clbench.data.samples import Samples
 
@@ -66,7 +66,7 @@ class PhotoSamples(Samples):
         if request.crop is not None and request.draws is not None:
             height, width = (side[:, None] for side in photos.sizes.long().unbind(1))
             side = request.crop.size
-            crop = Crop(request.crop.boxes(request.draws, height, width), request.crop.mirrored(request.draws),
+            crop = Crop(request.crop.draw_boxes(request.draws, height, width), request.crop.draw_flips(request.draws),
                         side or photos.format.height, side or photos.format.width)
         return Reading(photos, crop, request.whole, pinned=self.y.device.type == "cuda")
 
@@ -140,7 +140,7 @@ class PhotosAhead(PhotoSamples):
     def __init__(self, samples: PhotoSamples, requests: Iterator[Request]) -> None:
         """Store the requests, in the order in which the batches will be used."""
         super().__init__(samples.photos, samples.y, samples.tasks)
-        object.__setattr__(self, "readings", in_turn(map(samples.begin, requests)))
+        object.__setattr__(self, "readings", decode_in_order(map(samples.begin, requests)))
 
     readings: Generator[Reading, None, None]
 
@@ -154,7 +154,7 @@ class PhotosAhead(PhotoSamples):
 
 
 @contextmanager
-def decoded_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Request]]) -> Iterator[list[Samples]]:
+def decode_ahead(samples: Sequence[Samples], requests: Sequence[Iterator[Request]]) -> Iterator[list[Samples]]:
     """Yield samples whose photos in files are decoded ahead of their use; all other samples are unchanged.
 
     Args:

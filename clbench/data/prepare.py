@@ -92,7 +92,7 @@ class RandomResizedCrop:
         """Return the draws for `count` samples, float64 [count, 10 tries x 4 + 1], uniform in [0, 1)."""
         return torch.rand(count, 4 * self.tries + 1, dtype=torch.float64, generator=generator)
 
-    def boxes(self, draws: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    def draw_boxes(self, draws: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
         """Return top, left, height and width of each crop, int64 [N, 4], by the rule of torchvision.
 
         The first of ten tries that fits into the image is used. If none fits, the crop is the largest centered one with
@@ -116,7 +116,7 @@ class RandomResizedCrop:
         top, left = (top * (height - h + 1)).floor(), (left * (width - w + 1)).floor()
         return torch.stack([top, left, h, w], 1).long()
 
-    def mirrored(self, draws: Tensor) -> Tensor:
+    def draw_flips(self, draws: Tensor) -> Tensor:
         """Return which images are mirrored, bool [N]."""
         return draws[:, -1] < 0.5
 
@@ -124,8 +124,8 @@ class RandomResizedCrop:
         """Return images x [N, C, H, W] cropped and resized to [N, C, size, size], by the draws of `draw`."""
         height, width = x.shape[2:]
         out = (height, width) if self.size is None else (self.size, self.size)
-        boxes = self.boxes(draws, height, width)
-        flip = self.mirrored(draws)
+        boxes = self.draw_boxes(draws, height, width)
+        flip = self.draw_flips(draws)
         rows = windows(boxes[:, 0], boxes[:, 2], height, out[0])
         columns = windows(boxes[:, 1], boxes[:, 3], width, out[1])
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
@@ -238,9 +238,10 @@ class Prepare:
             if is_copy and len(self.mean) > 1 and x.ndim == IMAGE_DIMS and out.permute(0, 2, 3, 1).is_contiguous():
                 # Photos from files are channels last. Whole rows are faster than the few channels of one pixel.
                 rows, width = out.permute(0, 2, 3, 1).flatten(2), out.shape[3]
-                rows.sub_(along(self.mean * width, 2, x.device)).div_(along(self.std * width, 2, x.device))
+                mean, std = (broadcast_along(values * width, 2, x.device) for values in (self.mean, self.std))
+                rows.sub_(mean).div_(std)
             else:
-                mean, std = along(self.mean, x.ndim, x.device), along(self.std, x.ndim, x.device)
+                mean, std = broadcast_along(self.mean, x.ndim, x.device), broadcast_along(self.std, x.ndim, x.device)
                 out = (out.sub_(mean) if is_copy else out - mean).div_(std)
         if x.ndim != IMAGE_DIMS:
             return out
@@ -250,7 +251,7 @@ class Prepare:
 
 
 @functools.cache
-def along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor | float:
+def broadcast_along(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor | float:
     """Return a single number, or numbers shaped to broadcast along the channels of a tensor with `dims` dimensions.
 
     The tensor is made once, because sending it waits for the device.

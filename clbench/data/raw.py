@@ -16,7 +16,7 @@ from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.scenario import Scenario, scenario_rules
 from clbench.data.own.dividing import choose_groups, held_out_count
 from clbench.data.own.pixels import PhotoFormat
-from clbench.data.own.samples import untested
+from clbench.data.own.samples import note_untested
 from clbench.data.photo_files import Photos, PhotoTable
 
 NO_SCALE = (0.0, 1.0)  # mean and standard deviation that change nothing
@@ -287,7 +287,7 @@ def _group_masks(raw: RawStream, share: float, seed: int, name: str) -> tuple[tu
              f"{len(chosen)} whole groups"]
     if raw.has_classes:
         tested = [set(split.y[task_mask].tolist()) for split, task_mask in zip(raw.train, masks, strict=True)]
-        notes += untested(raw.orders, tested, raw.task_names, raw.class_names, "validation")
+        notes += note_untested(raw.orders, tested, raw.task_names, raw.class_names, "validation")
     return masks, notes
 
 

@@ -101,7 +101,7 @@ class Stream(HasObjective):
     @property
     def is_text(self) -> bool:
         """Return whether the samples are tokens."""
-        return tokens.is_text(stored(self.tasks[0].train))
+        return tokens.is_text(stored_inputs(self.tasks[0].train))
 
     @property
     def told_tasks(self) -> int:
@@ -146,7 +146,7 @@ class Stream(HasObjective):
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        inputs = chain.from_iterable((stored(task.train), stored(task.test)) for task in self.tasks)
+        inputs = chain.from_iterable((stored_inputs(task.train), stored_inputs(task.test)) for task in self.tasks)
         size = sum({id(x): x.nbytes for x in inputs if isinstance(x, Tensor)}.values())
         streamed = room is not None and size > room
 
@@ -167,7 +167,7 @@ class Stream(HasObjective):
                                          for t in self.tasks), notes=(*self.notes, note) if streamed else self.notes)
 
 
-def stored(samples: Samples) -> Tensor | Photos:
+def stored_inputs(samples: Samples) -> Tensor | Photos:
     """Return the stored inputs [N, ...] of samples, without a copy; permuted inputs are returned unpermuted."""
     if isinstance(samples, PermutedSamples):
         return samples.base
@@ -200,7 +200,7 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     raw = read_benchmark(benchmark, seed, data_dir, registry, verify)
     if raw.common_test:
         common_outputs(raw, scenario, benchmark.name)  # raise now: a run with validation must not hide this error
-    stream = present(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
+    stream = to_stream(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
     notes = []
     if isinstance(options, OwnOptions) and (shared := shared_outputs((t.classes, t.class_names) for t in stream.tasks)):
         notes.append("classes share an output: " + some(f"output {k} = {' / '.join(v)}" for k, v in shared.items()))
@@ -219,7 +219,7 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
     return cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
 
 
-def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
+def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
     """Return a raw stream with the outputs of the scenario; `name` is the benchmark's name, for error messages."""
     common = common_outputs(raw, scenario, name) if raw.common_test else None
     if not raw.has_classes:
@@ -238,8 +238,8 @@ def present(raw: RawStream, scenario: Scenario, name: str) -> Stream:
             y_test = (relabel(split.y, table, f"{where} test experience") if common is None else
                       relabel(split.y, common, f"benchmark {name!r}: the test set", "no training experience has"))
             total.update(y_test.numpy().tobytes())
-            test = eagerly(split, y_test, index)
-        tasks.append(StreamTask(tuple(table.values()), lazily(train, y, index, cache), test,
+            test = wrap_eagerly(split, y_test, index)
+        tasks.append(StreamTask(tuple(table.values()), wrap_lazily(train, y, index, cache), test,
                                 tuple(raw.class_names[label] for label in table) if raw.class_names else (),
                                 test_rows=split.rows))
     shape = tuple(raw.train[0].x.shape[1:])
@@ -267,16 +267,16 @@ def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                   task_names=raw.task_names, target=raw.target)
 
 
-def lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
+def wrap_lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
     """Return the samples of a split; permutations and random transforms are applied when inputs are requested."""
     if split.draw is not None and isinstance(split.x, Tensor):
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None or isinstance(split.x, Photos):
-        return eagerly(split, y, task)
+        return wrap_eagerly(split, y, task)
     return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), cache)
 
 
-def eagerly(split: Split, y: Tensor, task: int) -> Samples:
+def wrap_eagerly(split: Split, y: Tensor, task: int) -> Samples:
     """Return the samples of a split, with permutations applied now, because tests are read after every task.
 
     Photos that stay in their files are not read.

@@ -21,14 +21,14 @@ from typing import Any, TypeVar, get_args
 
 from clbench.core import seeds
 from clbench.core.errors import ClbenchError, SpecError, StoreError, unknown
-from clbench.core.files import Files, as_list, at_home
+from clbench.core.files import Files, as_list, expand_home
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.registry import Origin, Registry, discover
 from clbench.core.user_code import format_error, name_of, target
 from clbench.data.builtin import CustomOptions
 from clbench.execution import interrupts
 from clbench.execution import run as experiment
-from clbench.execution.reuse import OnStale, silent
+from clbench.execution.reuse import OnStale, ignore_message
 from clbench.execution.until import carry_out
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.execution_settings import ExecutionSettings, meaning
@@ -36,7 +36,7 @@ from clbench.experiment.overrides import read_spec
 from clbench.experiment.spec import TABLES, Spec
 from clbench.report.analysis.readable import as_ids
 from clbench.report.results import Results
-from clbench.results.diff import by_method, merge_runs
+from clbench.results.diff import group_by_method, merge_runs
 
 OBJECT = "object:"  # prefix of the names of benchmarks that are identified by their content
 
@@ -54,11 +54,11 @@ def name_objects(values: Mapping[str, Any], registry: Registry) -> dict[str, Any
     """
     named = dict(values)
     if "benchmark" in named:
-        named["benchmark"] = _each(named["benchmark"], lambda thing: _benchmark(thing, registry))
+        named["benchmark"] = _name_objects(named["benchmark"], lambda thing: _benchmark(thing, registry))
     methods = named.get("methods")
     if isinstance(methods, list | tuple | type):
         method_list = [methods] if isinstance(methods, type) else methods
-        named["methods"] = [_each(method, lambda thing: _method(thing, registry)) for method in method_list]
+        named["methods"] = [_name_objects(method, lambda thing: _method(thing, registry)) for method in method_list]
     return named
 
 
@@ -77,7 +77,7 @@ def run_here(spec: Spec) -> Spec:
     return spec.model_copy(update={"execution": execution.model_copy(update={"workers": 0})})
 
 
-def _each(value: Any, name: Callable[[Any], Any]) -> Any:
+def _name_objects(value: Any, name: Callable[[Any], Any]) -> Any:
     """Return a value with a name instead of an object, which may be the `name` of a table."""
     if isinstance(value, Mapping):
         return {**value, "name": name(value["name"])} if "name" in value else value
@@ -106,11 +106,11 @@ def _benchmark(thing: Any, registry: Registry) -> Any:
         try:
             return name_of(thing)
         except SpecError:
-            thing = _called(thing)
-    return _by_content(thing, registry)
+            thing = _call_seeded(thing)
+    return _register_by_content(thing, registry)
 
 
-def _called(function: Callable[[], Any]) -> Any:
+def _call_seeded(function: Callable[[], Any]) -> Any:
     """Call a function with the global random generators seeded as for seed 0, and return its result."""
     from clbench.data.avalanche.build import import_avalanche
 
@@ -124,9 +124,9 @@ def _called(function: Callable[[], Any]) -> Any:
         raise SpecError(f"benchmark: the function failed: {format_error(error, function.__module__)}") from error
 
 
-def _by_content(benchmark: Any, registry: Registry) -> str:
+def _register_by_content(benchmark: Any, registry: Registry) -> str:
     """Add a benchmark to the registry under a name derived from its content, and return the name."""
-    from clbench.data.avalanche.benchmarks import sized
+    from clbench.data.avalanche.benchmarks import attach_size
     from clbench.data.avalanche.build import as_raw
 
     raw = as_raw(benchmark, "the benchmark")
@@ -136,7 +136,7 @@ def _by_content(benchmark: Any, registry: Registry) -> str:
     name = f"{OBJECT}{raw.digest[:16]}"
 
     def build(options: CustomOptions, data_dir: object, seed: int) -> Any:
-        return sized(benchmark, options)
+        return attach_size(benchmark, options)
 
     registry.benchmarks[name] = BenchmarkInfo(name, build, "an object of this process", CustomOptions)
     registry.origins["benchmark", name] = Origin("(this session)", "(this session)", "")
@@ -205,7 +205,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         StaleError: see `stale`; nothing has been run or written then.
         ClbenchError: the experiment cannot run as written; nothing has been run or written then.
     """
-    source = at_home(spec) if isinstance(spec, str | os.PathLike) else None
+    source = expand_home(spec) if isinstance(spec, str | os.PathLike) else None
     problems = [unknown("setting", name, KEYS, "help(clbench.run)") for name in settings if name not in KEYS]
     if problems:
         raise SpecError("\n".join(problems))
@@ -220,16 +220,16 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         settings["methods"] = [as_ids(method, registry) if isinstance(method, str) else method for method in methods]
     content = name_objects(spec, registry) if isinstance(spec, Mapping) else {}
     settings = name_objects(settings, registry)
-    show = watched() if progress is None else progress
-    note = (lambda text: print(text, file=sys.stderr)) if show else silent
+    show = is_interactive() if progress is None else progress
+    note = (lambda text: print(text, file=sys.stderr)) if show else ignore_message
     experiment_spec = run_here(read_spec(source, content, settings, options, registry, note))
-    folder = at_home(out) if out is not None else experiment.default_out(experiment_spec, source)
+    folder = expand_home(out) if out is not None else experiment.default_out(experiment_spec, source)
     if stale not in get_args(OnStale):
         raise SpecError(f"stale = {stale!r}: write {' or '.join(map(repr, get_args(OnStale)))}")
     prepared = experiment.prepare(experiment_spec, registry, folder, log, shard, stale, note)
-    command = called(content or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
-                            "plugins": [os.fspath(file) for file in files] or None,
-                            "stale": stale if stale != "refuse" else None, **settings})
+    command = format_call(content or spec, {"out": out, "shard": shard, "set": options or None, "log": log or None,
+                                 "plugins": [os.fspath(file) for file in files] or None,
+                                 "stale": stale if stale != "refuse" else None, **settings})
     for problem in prepared.problems:
         warnings.warn(str(problem), stacklevel=2)
     with interrupts.handle_signals():
@@ -254,11 +254,11 @@ def load(*runs: str | os.PathLike[str]) -> Results:
     """
     if not runs:
         raise StoreError("name a run folder, as in clbench.load('runs/split-mnist-5k')")
-    folders = list({folder.resolve(): folder for folder in map(at_home, runs)}.values())
+    folders = list({folder.resolve(): folder for folder in map(expand_home, runs)}.values())
     merged = merge_runs(folders)
     for problem in (*merged.problems, *merged.notes):
         warnings.warn(str(problem), stacklevel=2)
-    return Results(by_method(merged.records))
+    return Results(group_by_method(merged.records))
 
 
 def notebook() -> bool:
@@ -267,7 +267,7 @@ def notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-def watched() -> bool:
+def is_interactive() -> bool:
     """Return whether this is an interactive session or a notebook."""
     return notebook() or hasattr(sys, "ps1")
 
@@ -282,7 +282,7 @@ def _display(ready: experiment.Experiment) -> AbstractContextManager[Listener]:
                            force_terminal=False if below else None), ready.missing)
 
 
-def called(spec: Any, arguments: Mapping[str, Any]) -> str:
+def format_call(spec: Any, arguments: Mapping[str, Any]) -> str:
     """Reconstruct the call of `run` as source code, for the records."""
     positional = [] if spec is None else [repr(os.fspath(spec) if isinstance(spec, os.PathLike) else spec)]
     keywords = [f"{k}={v!r}" for k, v in arguments.items() if v is not None]

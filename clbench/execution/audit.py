@@ -153,8 +153,8 @@ class Auditor:
     def run(self) -> Audit:
         """Score the base and all models, and return the comparison."""
         base_hash = self.hashes[self.base.folder]
-        base_scores = self._scores(BASE, [base_hash], self._unchanged)
-        repeated_scores = self._scores(f"{BASE} in bfloat16", [base_hash], self._unchanged, "bf16")
+        base_scores = self._scores(BASE, [base_hash], self._load_base)
+        repeated_scores = self._scores(f"{BASE} in bfloat16", [base_hash], self._load_base, "bf16")
         floors: dict[tuple[str, str], float] = {}
         for file in self.files:
             scored = [metric for metric in CAUSAL_LM.metrics if base_scores[file.name].values(metric)]
@@ -166,7 +166,7 @@ class Auditor:
             hashes = [base_hash, self.hashes[candidate.folder]]
             if candidate.kind == "model":
                 self.base.release()  # memory may not suffice for both
-            load = self._whole if candidate.kind == "model" else self._adapted
+            load = self._load_candidate if candidate.kind == "model" else self._load_adapter
             scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
             if self.request.scales:
                 dial = self._dial(candidate, hashes, base_scores, scores[candidate.label], floors)
@@ -202,7 +202,7 @@ class Auditor:
         for scale in sorted(set(self.request.scales)):
             name = f"scale {scale:g}"
             scaled = base_scores if scale == 0 else full if scale == 1 else self._scores(
-                name, [*hashes, f"{scale!r}"], partial(self._adapted, candidate, scale))
+                name, [*hashes, f"{scale!r}"], partial(self._load_adapter, candidate, scale))
             points[scale] = list(self._cells(name, base_scores, scaled, floors))
         judged = iter(judge([audit_cell for cells in points.values() for audit_cell in cells]))
         other_files = {file.name for file in self.files if file.role != "new"}
@@ -214,15 +214,15 @@ class Auditor:
         return result
 
     @contextmanager
-    def _unchanged(self) -> Iterator[Any]:
+    def _load_base(self) -> Iterator[Any]:
         yield self.base.model
 
     @contextmanager
-    def _whole(self, candidate: Candidate) -> Iterator[Any]:
+    def _load_candidate(self, candidate: Candidate) -> Iterator[Any]:
         yield load_model(candidate.folder, self.device)
 
     @contextmanager
-    def _adapted(self, candidate: Candidate, scale: float = 1.0) -> Iterator[Any]:
+    def _load_adapter(self, candidate: Candidate, scale: float = 1.0) -> Iterator[Any]:
         with self.base.adapted(candidate) as model:
             if scale != 1:
                 LoraScale(model).set(scale)
@@ -231,7 +231,7 @@ class Auditor:
     def _scores(self, name: str, hashes: Sequence[str], load: Callable[[], AbstractContextManager[Any]],
                 precision: Precision = "fp32") -> dict[str, FileScores]:
         """Return the scores of a model on all files. The model is loaded only if scores are missing."""
-        scores_by_file = {file.name: self._stored(self._key(hashes, file, precision)) for file in self.files}
+        scores_by_file = {file.name: self._read_stored(self._key(hashes, file, precision)) for file in self.files}
         missing = [file for file in self.files if scores_by_file[file.name] is None]
         if missing:
             with load() as model:
@@ -266,7 +266,7 @@ class Auditor:
         """Return the name under which scores are stored."""
         return sha256(json.dumps([FORMAT, *hashes, file.tokens_hash, precision]).encode()).hexdigest()[:32]
 
-    def _stored(self, key: str) -> FileScores | None:
+    def _read_stored(self, key: str) -> FileScores | None:
         """Return scores from the output folder, or None if they are not there."""
         if self.request.out is None or not (path := self._path(key)).is_file():
             return None

@@ -9,16 +9,16 @@ from statistics import fmean, stdev
 from typing import Any
 
 from clbench.core import options as opt
-from clbench.core.objective import ACCURACY, METRICS, Metric, significant
+from clbench.core.objective import ACCURACY, METRICS, Metric, format_digits
 from clbench.core.option_marks import OnlyWith, marks, search_values
 from clbench.core.registry import Registry
 from clbench.execution.samplers import describe
 from clbench.experiment.overrides import names_of
 from clbench.experiment.search import Choices, Outcome, Search, Space, Tried
-from clbench.experiment.spec import MethodSpec, Spec, changed
+from clbench.experiment.spec import MethodSpec, Spec, change_recipe
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.report.formats.markdown import escape
-from clbench.report.formatting import in_words, listed, unit_of
+from clbench.report.formatting import as_ranges, join_names, unit_of
 from clbench.report.model import UNIT_SUFFIX
 
 RATE = "lr"
@@ -81,7 +81,7 @@ def default_space(method: MethodSpec, spec: Spec, registry: Registry, options: M
              if option not in method.options and not (option in needs and needs[option].missing(planned_options))}
     if not planned_options.trained_by_steps:
         return dict(space)
-    rate = changed(spec.recipe, method.own_recipe(info.recipe))[0].lr  # for the method's own batch size
+    rate = change_recipe(spec.recipe, method.own_recipe(info.recipe))[0].lr  # for the method's own batch size
     rates = tuple(float(f"{rate * factor:.{DIGITS}g}") for factor in RATE_FACTORS)
     return {**space, **{name: Choices(values=values) for name, values in opt.recipe_options({RATE: rates}).items()}}
 
@@ -169,7 +169,7 @@ def value_text(tried: Tried, value: float | None) -> str:
     """Return a value of a candidate's metric as text: a share in percent, others in their unit; empty for None."""
     if value is None:
         return ""
-    return f"{100 * value:.2f}" if metric_of(tried).is_share else significant(value)
+    return f"{100 * value:.2f}" if metric_of(tried).is_share else format_digits(value)
 
 
 def mean_value(tried: Tried) -> str:
@@ -187,8 +187,8 @@ def candidates_page(searches: Sequence[Search]) -> str:
     """Return a Markdown page with a table of all candidates for each method and scenario of the searches."""
     parts = chain.from_iterable(map(_parts, searches))
     metrics = dict.fromkeys(metric_of(tried) for search in searches for tried in search.tried) or (ACCURACY,)
-    final = in_words(["the average accuracy (ACC)" if metric == ACCURACY else f"the average {metric.label}"
-                      for metric in metrics])
+    final = join_names(["the average accuracy (ACC)" if metric == ACCURACY else f"the average {metric.label}"
+                        for metric in metrics])
     return "\n\n".join(["# Candidates of the search", LEGEND.format(final=final), *parts]) + "\n"
 
 
@@ -197,7 +197,7 @@ def _parts(made: Search) -> Iterator[str]:
     budget = ", ".join(f"{count} {name}" for name, count in made.budget.items()) or "that of the experiment"
     yield f"    {' '.join(made.command.split())}"
     yield "\n".join([
-        f"- Seeds: {listed(list(made.seeds))}",
+        f"- Seeds: {as_ranges(list(made.seeds))}",
         f"- Share of the training samples that is held out for validation: {made.validation:g}",
         f"- Budget: {budget}", f"- Sampler: {made.sampler}"])
     for method, scenario in dict.fromkeys((t.method, t.scenario) for t in made.tried):

@@ -59,7 +59,7 @@ class TrialClaims:
         return False
 
     @contextlib.contextmanager
-    def alone(self, key: str) -> Iterator[None]:
+    def hold_trial(self, key: str) -> Iterator[None]:
         """Lock a finished trial inside the block; wait first while another process has it locked."""
         acquired = self._lock(key)
         if acquired is None and self.locks:

@@ -16,17 +16,17 @@ from clbench.core.errors import ClbenchError, FewClassesError, SpecError, StoreE
 from clbench.core.objective import RMSE
 from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
-from clbench.data.stream import Stream, StreamTask, stored
+from clbench.data.stream import Stream, StreamTask, stored_inputs
 from clbench.execution.loading import find_record, learned_stream
 from clbench.execution.trial_record import failure_of, record_of
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.recipe import Recipe
-from clbench.experiment.spec import changed
+from clbench.experiment.spec import change_recipe
 from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
 from clbench.persistence.callbacks import SaveCallback, code_of, restore_optimizer_state
-from clbench.persistence.snapshot import StreamOutline, names_of, read_saved, restore, stand_in
+from clbench.persistence.snapshot import StreamOutline, make_noise_stream, names_of, read_saved, restore
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.records import Earlier, Record
 from clbench.results.store import STATE, Store
@@ -83,7 +83,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     snapshot = read_saved(store.artifacts / record.key / STATE, "state")
     outline, learned = snapshot.header.outline, snapshot.header.learned
     runner = TrialRunner(settings, device, command, registry)
-    benchmark = in_tasks(benchmark, record.trial, runner)
+    benchmark = allow_one_task(benchmark, record.trial, runner)
     continued = record.trial.continues
     benchmarks = [*(continued.benchmarks if continued else []), record.trial.benchmark]
     longer_trial = record.trial.model_copy(update={"benchmark": benchmark, "continues": Continued(
@@ -107,7 +107,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     except ClbenchError as error:
         earlier = None
         notes.append(f"what became of the old tasks is not known: {error}")
-    joined_stream = joined(outline, earlier, new_stream, longer_trial, classes)
+    joined_stream = join_streams(outline, earlier, new_stream, longer_trial, classes)
     notes.append(f"continues {record.name} ({record.key}), which had learned {learned} tasks of "
                  f"{' and '.join(earlier_benchmark.name for earlier_benchmark in benchmarks)}")
     planned = PlannedTrial(longer_trial, record.label, record.reference)
@@ -170,7 +170,7 @@ def fitting_optimizer_state(state: Mapping[str, Tensor], saved_recipe: Recipe, r
     return {key: value for key, value in state.items() if key.rpartition("/")[0] not in unfit}
 
 
-def in_tasks(benchmark: Resolved, trial: Trial, runner: TrialRunner) -> Resolved:
+def allow_one_task(benchmark: Resolved, trial: Trial, runner: TrialRunner) -> Resolved:
     """Return a benchmark with all its options, set to one task if it has too few classes for the default of two."""
     try:
         runner.stream(trial.model_copy(update={"benchmark": benchmark, "continues": None}))
@@ -187,13 +187,13 @@ def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not changes:
         return {}
-    shared_recipe, full_recipe = changed(trial.recipe, changes)[0], changed(trial.trained_by, changes)[0]
+    shared_recipe, full_recipe = change_recipe(trial.recipe, changes)[0], change_recipe(trial.trained_by, changes)[0]
     return {"recipe": shared_recipe,
             "own_recipe": {name: value for name, value in full_recipe if value != getattr(shared_recipe, name)}}
 
 
-def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: Trial,
-           classes: Classes | None) -> Stream:
+def join_streams(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: Trial,
+                 classes: Classes | None) -> Stream:
     """Return a stream of the old tasks, with noise as training samples, followed by the new tasks.
 
     Raises:
@@ -202,7 +202,7 @@ def joined(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: 
     refuse_samples(outline, more, trial.benchmark)
     outputs = outputs_of(outline, more, trial, classes)
     device, learned = more.tests.y.device, len(outline.classes)
-    tasks = list(stand_in(outline).to(device).tasks)
+    tasks = list(make_noise_stream(outline).to(device).tasks)
     if earlier is not None:
         tasks = [replace(noise, test=task.test, class_names=task.class_names)
                  for noise, task in zip(tasks, earlier.tasks, strict=True)]
@@ -219,7 +219,7 @@ CONVERSIONS = {"uint8": 'x = (255 * x).round().clip(0, 255).astype("uint8"), if 
 
 def refuse_samples(outline: StreamOutline, more: Stream, benchmark: Resolved) -> None:
     """Raise a SpecError that describes the required conversion if a model cannot take the new samples."""
-    raw = stored(more.tasks[0].test)
+    raw = stored_inputs(more.tasks[0].test)
     dtype, shape = str(raw.dtype).removeprefix("torch."), list(raw.shape[1:])
     mismatch = f"benchmark {benchmark.name} has samples {shape} ({dtype}), the model takes {outline.sample_shape} " \
                f"({outline.sample_dtype})"

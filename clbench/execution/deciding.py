@@ -11,8 +11,8 @@ from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
 from clbench.report.analysis.families import SAME, Pair, family
-from clbench.report.analysis.grouping import Setting, by_setting
-from clbench.report.formatting import clean, listed
+from clbench.report.analysis.grouping import Setting, group_by_setting
+from clbench.report.formatting import as_ranges, clean
 from clbench.results.records import Record
 from clbench.results.store import Store
 
@@ -79,8 +79,8 @@ def begin(spec: Spec, planned: Sequence[PlannedTrial], out: Path, shard: str | N
                         f"{rule}. A rule must stay the same after its first interim analysis: use the earlier one, or "
                         "start in another folder (--out) with other seeds (such as --seeds 100,101,102)")
     if other_seeds := sorted({r.trial.seed for r in existing} - set(seeds)):
-        raise SpecError(f"{out} has results of seed {listed(other_seeds)}, and this rule takes {listed(seeds)}, in "
-                        "their order: choose another --out")
+        raise SpecError(f"{out} has results of seed {as_ranges(other_seeds)}, and this rule takes {as_ranges(seeds)}, "
+                        "in their order: choose another --out")
     rows = {(p.trial.environment, p.trial.method_config) for p in planned}
     if rule.baseline not in (None, BEST) and any(
             clean(r.label) == clean(rule.baseline) and (r.trial.environment, r.trial.method_config) not in rows
@@ -98,7 +98,7 @@ def begin(spec: Spec, planned: Sequence[PlannedTrial], out: Path, shard: str | N
     return [*first_trials, *later_trials]
 
 
-def most(spec: Spec, planned: Sequence[PlannedTrial]) -> int:
+def count_most_trials(spec: Spec, planned: Sequence[PlannedTrial]) -> int:
     """Return the largest possible number of trials."""
     return len(planned) // len(spec.seeds) * spec.max_seeds
 
@@ -117,7 +117,7 @@ def states(records: Sequence[Record], rule: UntilDecided) -> list[State]:
     Raises:
         SpecError: all seeds share their test samples, and the records do not have the results of single samples.
     """
-    settings = [setting for setting in by_setting(records) if any(method.done for method in setting.methods)]
+    settings = [setting for setting in group_by_setting(records) if any(method.done for method in setting.methods)]
     for setting in settings:
         if not setting.own_tests and not setting.answers(setting.final):
             raise SpecError(f"--until decided cannot be used for {setting.title}: all seeds share the test samples, "
@@ -133,7 +133,7 @@ def _state(setting: Setting, rule: UntilDecided) -> State:
         values = setting.compared(setting.final)
         tests = family(setting.final.column, values, until=rule, answers=setting.answers(setting.final))
         running = [label for label in values if label not in tests.beaten]
-        apart = {frozenset((p.first, p.second)) for p in tests.pairs if not _closed(p)}
+        apart = {frozenset((p.first, p.second)) for p in tests.pairs if not _is_closed(p)}
         undecided = [label for label in running if any(frozenset((label, other)) in apart for other in running)]
         decided = {label: "worse than another" for label in values if label in tests.beaten}
         if not undecided:
@@ -145,11 +145,11 @@ def _state(setting: Setting, rule: UntilDecided) -> State:
     tests = family(setting.final.column, setting.compared(setting.final, [baseline]), baseline, until=rule,
                    answers=setting.answers(setting.final))
     return State(scenario, f"against {baseline}",
-                 {rows[p.first]: _verdict(p, setting) for p in tests.pairs if _closed(p)},
-                 tuple(rows[p.first] for p in tests.pairs if not _closed(p)), rows[baseline])
+                 {rows[p.first]: _verdict(p, setting) for p in tests.pairs if _is_closed(p)},
+                 tuple(rows[p.first] for p in tests.pairs if not _is_closed(p)), rows[baseline])
 
 
-def _closed(pair: Pair) -> bool:
+def _is_closed(pair: Pair) -> bool:
     return pair.significant or ((pair.equal or pair.untested == SAME) and len(pair.differences) >= EQUAL)
 
 

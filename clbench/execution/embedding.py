@@ -29,14 +29,14 @@ from clbench.core.registry import Registry
 from clbench.data.feature_file import Array, Parts, check_suffix, write_features
 from clbench.data.raw import RawStream
 from clbench.data.samples import Samples
-from clbench.data.stream import Stream, present, read_benchmark
+from clbench.data.stream import Stream, read_benchmark, to_stream
 from clbench.execution.progress import clock, redraws
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
 from clbench.models.network import Network
 from clbench.models.weights import hash_tensors
 from clbench.training import precision
-from clbench.training.building import build_model, channels_last, check_model, for_model, require_kind
+from clbench.training.building import build_model, channels_last, check_model, prepare_for_model, require_kind
 from clbench.training.evaluation import batch_size
 
 EVERY = 15.0  # seconds between progress lines if the output is not a terminal
@@ -164,7 +164,7 @@ def prepare(trial: Trial, settings: ExecutionSettings, device: str, registry: Re
     if raw.common_test:
         raise SpecError(f"benchmark {trial.benchmark.name!r} has one test set for all tasks, and a file of features "
                         "has those of each task; choose another --benchmark")
-    stream = for_model(present(raw, "task", trial.benchmark.name), trial, registry)
+    stream = prepare_for_model(to_stream(raw, "task", trial.benchmark.name), trial, registry)
     require_kind(trial.model, stream, registry)
     if stream.predicts_numbers:
         raise SpecError(f"benchmark {trial.benchmark.name!r} has numbers to predict, and a file of features has "

@@ -108,10 +108,10 @@ def design(pair: Pair, measures: tuple[Measure, Measure], most: int, run_folder:
     Raises:
         SpecError: the smallest possible number of trials is larger than `most`.
     """
-    all_factors = factors(pair.parts, refusing(pair, run_folder))
+    all_factors = factors(pair.parts, make_refusal(pair, run_folder))
     free = sum(1 << i for i, factor in enumerate(all_factors) if factor.places == {METRIC})
     seeds = len(pair.seeds)
-    if (least_trials := attribution.least(len(all_factors), free) * seeds) > most:
+    if (least_trials := attribution.count_least_trainings(len(all_factors), free) * seeds) > most:
         raise SpecError(f"{len(all_factors)} factors need at least {least_trials} trials with {seeds} seeds, and "
                         f"--max-trials is {most}: give --max-trials {least_trials}, fewer --seeds, or experiments "
                         "that differ in less")
@@ -122,14 +122,14 @@ def design(pair: Pair, measures: tuple[Measure, Measure], most: int, run_folder:
         from_b = [factor for i, factor in enumerate(all_factors) if chosen >> i & 1 and not free >> i & 1]
         places = frozenset[Place]().union(*(factor.places for factor in from_b))
         if places not in mixtures:
-            name = _named([factor for i, factor in enumerate(all_factors) if not free >> i & 1], from_b)
+            name = _name_combination([factor for i, factor in enumerate(all_factors) if not free >> i & 1], from_b)
             mixtures[places] = tuple(replace(planned, label=f"{planned.trial.method.name}, {name}")
                                      for planned in pair.mixture(places))
         trials[chosen] = mixtures[places]
     return Study(pair, tuple(all_factors), measures, tuple(orders), trials)
 
 
-def _named(every: Sequence[Factor], from_b: Sequence[Factor]) -> str:
+def _name_combination(every: Sequence[Factor], from_b: Sequence[Factor]) -> str:
     """Return the name of a combination: `A + factors`, or `B without factors` if that lists fewer factors."""
     names_from_a = [factor.name for factor in every if factor not in from_b]
     if len(names_from_a) < len(from_b):
@@ -137,7 +137,7 @@ def _named(every: Sequence[Factor], from_b: Sequence[Factor]) -> str:
     return " + ".join(["A", *(factor.name for factor in from_b)])
 
 
-def refusing(pair: Pair, run_folder: Path | None = None) -> Callable[[frozenset[Place]], str]:
+def make_refusal(pair: Pair, run_folder: Path | None = None) -> Callable[[frozenset[Place]], str]:
     """Return a function that says why a mixture cannot run; it returns an empty text if the mixture can run.
 
     A mixture cannot run if the plan refuses it, or if its network and method cannot be built for its stream. Nothing is

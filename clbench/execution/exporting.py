@@ -24,7 +24,7 @@ from clbench.execution.loading import SavedModel, find_record, load_model
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
-from clbench.persistence.snapshot import stand_in
+from clbench.persistence.snapshot import make_noise_stream
 from clbench.results.records import Record, matrices
 from clbench.results.store import MODEL, Store
 
@@ -177,7 +177,7 @@ def _write_program(model: SavedModel, to: Path, form: Format, task: int | None) 
         raise SpecError(f"{name} is no plain network, so its program answers for one task: name it, --task 1 to "
                         f"{len(model.offered)}")
     program = Program(model, task).eval()
-    examples = [stand_in(model.outline).tasks[task or 0].test.x[:count] for count in (4, 3)]
+    examples = [make_noise_stream(model.outline).tasks[task or 0].test.x[:count] for count in (4, 3)]
     args = [(x, torch.full((len(x),), 0)) if of_tasks else (x,) for x in examples]
     path = to / (PROGRAM if form == "torch-export" else ONNX)
     to.mkdir(parents=True, exist_ok=True)

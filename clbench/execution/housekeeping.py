@@ -56,18 +56,18 @@ def survey(folder: Path) -> RunFacts:
     records, problems = store.read()
     trials = [record.trial for record in records]
     settings = dict.fromkeys(f"{t.benchmark.name} {t.scenario}, {t.model.name}" for t in trials)
-    running, finished = _running(store), {record.key for record in records if record.status in FINAL_STATUSES}
+    running, finished = _find_locked(store), {record.key for record in records if record.status in FINAL_STATUSES}
     return RunFacts(
         folder, tuple(settings), len({record.label for record in records}), len({t.seed for t in trials}),
         Counter(record.status for record in records), len(problems), len(running),
-        len({path.name for path in _inside(store.checkpoints)} - finished - running),
+        len({path.name for path in _entries(store.checkpoints)} - finished - running),
         max((record.provenance.started for record in records), default=None), size_of(folder))
 
 
-def _running(store: Store) -> set[str]:
+def _find_locked(store: Store) -> set[str]:
     """Return the keys of the trials that a process has locked."""
     keys = set()
-    for path in _inside(store.locks):
+    for path in _entries(store.locks):
         try:
             acquired = lock(path)
         except (NoLocks, OSError):  # it is unknown whether the trial is running
@@ -98,24 +98,24 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
         store = Store(folder)
         stored, _ = store.read()
         records += stored
-        running = _running(store)
+        running = _find_locked(store)
         finished = {record.key for record in stored if record.status in FINAL_STATUSES}
-        resumable = {path.name for path in _inside(store.checkpoints)} - finished
+        resumable = {path.name for path in _entries(store.checkpoints)} - finished
         all_recorded &= running <= {record.key for record in stored}
-        trial_keys = {path.stem for path in _inside(store.records)} | resumable | running
-        unused += [_garbage(path, "checkpoint of a trial that is over") for path in _inside(store.checkpoints)
+        trial_keys = {path.stem for path in _entries(store.records)} | resumable | running
+        unused += [_garbage(path, "checkpoint of a trial that is over") for path in _entries(store.checkpoints)
                    if path.name in finished - running and not _is_newer(path, store.path(path.name))]
-        unused += [_garbage(path, "exported by a trial that has no record") for path in _inside(store.artifacts)
+        unused += [_garbage(path, "exported by a trial that has no record") for path in _entries(store.artifacts)
                    if path.name not in trial_keys]
         without_scores = {record.key for record in stored if record.item_scores is None}
-        unused += [_garbage(path, "scores of items that no record has") for path in _inside(store.records)
+        unused += [_garbage(path, "scores of items that no record has") for path in _entries(store.records)
                    if path.name.endswith(ITEMS) and (key := path.name.removesuffix(ITEMS)) not in running
                    and (key in without_scores or not store.path(key).exists())]  # a record may be unreadable here
     if not all_recorded:
         return unused
     used = _streams(records, data_dir, registry)
     unused += [_garbage(path, "cached stream that none of these runs uses; it can be built again")
-               for path in _inside(data_dir / "streams") if path.suffix == ".safetensors" and path.stem not in used]
+               for path in _entries(data_dir / "streams") if path.suffix == ".safetensors" and path.stem not in used]
     return unused
 
 
@@ -178,6 +178,6 @@ def _files_in(path: Path) -> Iterator[os.stat_result]:
                 yield status
 
 
-def _inside(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     """Return the entries of a folder in order, without hidden ones; an empty list if it does not exist."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []

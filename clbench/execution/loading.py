@@ -14,7 +14,7 @@ from clbench.core import seeds, tokens
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import resolve
 from clbench.core.errors import DataError, SpecError, StoreError, typed_message
-from clbench.core.files import Files, at_home
+from clbench.core.files import Files, expand_home
 from clbench.core.registry import Registry, discover
 from clbench.core.renamed import old_classes
 from clbench.data.own.texts import as_tokens
@@ -22,7 +22,7 @@ from clbench.data.stream import Stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.models.network import Network
-from clbench.persistence.snapshot import read_saved, restore, stand_in
+from clbench.persistence.snapshot import make_noise_stream, read_saved, restore
 from clbench.report.analysis.readable import find_trials
 from clbench.results.records import Record
 from clbench.results.store import KEY_START, MODEL, Store, list_trials
@@ -62,7 +62,7 @@ class SavedModel(nn.Module):
         self.registry = registry
         snapshot, trial = read_saved(store.artifacts / record.key / MODEL, "models"), record.trial
         self.header, self.outline = snapshot.header, snapshot.header.outline
-        stream = stand_in(self.outline)
+        stream = make_noise_stream(self.outline)
         try:
             with seeds.scope(trial.seed, "init"):
                 model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
@@ -250,7 +250,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         SpecError: the trial has no saved model, or no plain network for a task.
         StoreError: no trial or several trials fit, or files are missing or incomplete.
     """
-    store, registry = Store(at_home(run)), discover(files=plugins)
+    store, registry = Store(expand_home(run)), discover(files=plugins)
     record = find_record(store, trial, registry)
     info = registry.strategy(record.trial.method.name)
     folder, last_task = store.artifacts / record.key, record.learned - 1

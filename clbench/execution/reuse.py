@@ -28,7 +28,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
 from clbench.results.diff import add_outputs, differences
-from clbench.results.provenance import CodeNow, by_reason, changed, changed_parts, packages_of
+from clbench.results.provenance import CodeNow, changed_parts, describe_changes, group_by_reason, packages_of
 from clbench.results.records import DIGITS, Record
 from clbench.results.store import MODEL, STATE
 
@@ -129,7 +129,7 @@ Note = Callable[[str], None]  # gets messages that the user should read immediat
 LONG = 2.0  # seconds of reading data after which a message is shown
 
 
-def silent(text: str) -> None:
+def ignore_message(text: str) -> None:
     """Ignore a message."""
 
 
@@ -148,7 +148,7 @@ class StalenessReport:
 
 
 def check_stale(planned: Sequence[PlannedTrial], records: Mapping[str, Record], registry: Registry,
-                data_dir: Path, verify: bool = False, note: Note = silent) -> StalenessReport:
+                data_dir: Path, verify: bool = False, note: Note = ignore_message) -> StalenessReport:
     """Compare the records of planned trials with the installed code and the present data.
 
     Older records without a hash of their code or data are not stale. Records of another version of clbench are not
@@ -165,7 +165,7 @@ def check_stale(planned: Sequence[PlannedTrial], records: Mapping[str, Record], 
     data = _data_of([r for r in finished_records if "benchmark" not in changed_parts(r, current_code.of(r.trial))],
                     registry, data_dir, report.notes, verify, note)
     for record in finished_records:
-        if reasons := changed(record, current_code.of(record.trial), data.get(record.key, "")):
+        if reasons := describe_changes(record, current_code.of(record.trial), data.get(record.key, "")):
             report.reasons[record.key] = reasons
     report.notes += other_clbench(finished_records)
     return report
@@ -190,14 +190,14 @@ def refuse_edited(trials: Sequence[Trial], registry: Registry) -> None:
     for trial in trials:
         for packages in packages_of(trial, registry).values():
             names.update(dict.fromkeys(packages))
-    if edited := identity.edited(*names):
+    if edited := identity.list_edited(*names):
         raise PluginError(f"{' and '.join(edited)} {'was' if len(edited) == 1 else 'were'} edited after this Python "
                           "process imported it, so the old code would run: restart Python")
 
 
 def refusal(stale: Mapping[str, list[str]], records: Mapping[str, Record], folder: Path) -> StaleError:
     """Return the error that lists the stale results and the possible remedies."""
-    lines = by_reason((records[key], reasons) for key, reasons in stale.items())
+    lines = group_by_reason((records[key], reasons) for key, reasons in stale.items())
     results, verb, pronoun = ("results", "are", "them") if len(stale) > 1 else ("result", "is", "it")
     diverged = sum(records[key].status == "diverged" for key in stale)
     remark = f" ({diverged} diverged)" if diverged else ""
@@ -256,7 +256,7 @@ def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: 
     began = time.monotonic()
     aim = f"reading {trial.benchmark.name}, to know whether its results still stand"
     try:
-        with _noted_if_long(aim, note):
+        with _report_if_long(aim, note):
             if cached_digest := cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
                 return cached_digest[:DIGITS]
             from clbench.data.datasets import without_downloads
@@ -273,7 +273,7 @@ def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: 
 
 
 @contextmanager
-def _noted_if_long(aim: str, note: Note) -> Iterator[None]:
+def _report_if_long(aim: str, note: Note) -> Iterator[None]:
     """Report the work inside the block if it takes longer than `LONG` seconds."""
     timer = threading.Timer(LONG, note, [f"{aim} ..."])
     timer.daemon = True

@@ -11,12 +11,12 @@ from pathlib import Path
 from clbench.core.compat import usable_cores
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError, StoreError
-from clbench.core.files import locked, run_folder_name
+from clbench.core.files import hold_lock, run_folder_name
 from clbench.core.registry import Registry
 from clbench.core.user_code import format_error
 from clbench.execution import deciding, interrupts, reuse
 from clbench.execution.claims import TrialClaims
-from clbench.execution.reuse import Note, OnStale, StalenessReport, check_inputs, check_stale, refusal, silent
+from clbench.execution.reuse import Note, OnStale, StalenessReport, check_inputs, check_stale, ignore_message, refusal
 from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
@@ -25,8 +25,8 @@ from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.analysis.names import describe_other_settings
 from clbench.results import looks, tracking
-from clbench.results.diff import by_method
-from clbench.results.provenance import changed, code_of
+from clbench.results.diff import group_by_method
+from clbench.results.provenance import code_of, describe_changes
 from clbench.results.records import Record
 from clbench.results.store import Problem, Store, other_weights
 
@@ -75,11 +75,11 @@ class Experiment:
         """Return all records of the folder, the experiment's own first."""
         records = self.results()
         keys = {record.key for record in records}
-        return [*records, *by_method([r for r in self.records.values() if r.key not in keys])]
+        return [*records, *group_by_method([r for r in self.records.values() if r.key not in keys])]
 
 
 def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] = (),
-            shard: str | None = None, on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
+            shard: str | None = None, on_stale: OnStale = "refuse", note: Note = ignore_message) -> Experiment:
     """Plan an experiment, read its run folder and create the experiment loggers `log`; nothing is written.
 
     `shard` selects a part (`2/8`); None means all. `on_stale` decides what to do with stale records. `note` is called
@@ -94,7 +94,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
     if spec.until:
         first_trials = deciding.begin(spec, trials, out, shard)
         experiment = load_run(spec, first_trials, registry, out, on_stale, note)
-        experiment.most = deciding.most(spec, trials)
+        experiment.most = deciding.count_most_trials(spec, trials)
     else:
         experiment = load_run(spec, trials if shard is None else part(trials, shard), registry, out, on_stale, note)
     experiment.trackers = tracking.start(log, registry, out)
@@ -102,7 +102,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
 
 
 def load_run(spec: Spec, planned: list[PlannedTrial], registry: Registry, out: Path,
-             on_stale: OnStale = "refuse", note: Note = silent) -> Experiment:
+             on_stale: OnStale = "refuse", note: Note = ignore_message) -> Experiment:
     """Read the run folder of planned trials, and check which of its records are stale or lack outputs.
 
     Raises:
@@ -235,9 +235,9 @@ class RecordKeeper(Relay):
         to_run = {planned.trial.key for planned in self.experiment.missing}
         for key in [key for key in self.planned if key in records and key not in to_run]:
             if self._labeled(records[key]) != records[key]:
-                with self.claims.alone(key):
+                with self.claims.hold_trial(key):
                     if record := self.experiment.store.get(key):  # it may have changed since the start
-                        records[key] = self._relabeled(record)
+                        records[key] = self._relabel(record)
 
     def _labeled(self, record: Record) -> Record:
         """Return a record with the label that its trial has in this experiment, marked if it is stale."""
@@ -248,7 +248,7 @@ class RecordKeeper(Relay):
                                          "seen": list(planned.seen) or record.seen,
                                          "stale": self.experiment.staleness.reasons.get(record.key, [])})
 
-    def _relabeled(self, record: Record) -> Record:
+    def _relabel(self, record: Record) -> Record:
         """Return a record with the label that its trial has in this experiment, and store it if it differs."""
         labeled = self._labeled(record)
         if labeled != record:
@@ -261,12 +261,12 @@ class RecordKeeper(Relay):
         A stale record is kept. Otherwise two processes with different code would overwrite each other's records.
         """
         experiment = self.experiment
-        reasons = changed(record, code_of(record.trial, experiment.registry))
+        reasons = describe_changes(record, code_of(record.trial, experiment.registry))
         experiment.staleness.mark_current(record.key)
         experiment.staleness.reasons |= {record.key: reasons} if reasons else {}
         if note := reuse.note_on_external(record, reasons, experiment.spec.execution, experiment.store.artifacts):
             self.note(note)
-        record = experiment.records[record.key] = self._relabeled(record)
+        record = experiment.records[record.key] = self._relabel(record)
         self.track(record)
         self.listener.finished(record)
 
@@ -287,7 +287,7 @@ def write_report(experiment: Experiment) -> list[Path]:
     from clbench import report
 
     folder = experiment.store.directory
-    with locked(folder / ".report.lock"):  # of processes that share the folder, the last one has read all records
+    with hold_lock(folder / ".report.lock"):  # of processes that share the folder, the last one has read all records
         experiment.records = {record.key: record for record in experiment.store.read()[0]}
         full_report = report.build(experiment.study(), registry=experiment.registry)
         looks.note(folder, experiment.study())

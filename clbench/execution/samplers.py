@@ -75,7 +75,7 @@ def is_numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
+def is_at_end(value: Any, axis: Range | Choices, added: Sequence[float] = ()) -> bool:
     """Return whether a number is the smallest or largest of several searched values, or close to the end of a range.
 
     `axis` has the searched values of the experiment, and `added` has the values by which it was widened.

@@ -42,7 +42,7 @@ def is_comparable(record: Record, device: str, threads: int | None) -> bool:
             and threads in (None, origin.threads))
 
 
-def recorded(record: Record) -> tuple[Workload | None, float] | None:
+def read_times(record: Record) -> tuple[Workload | None, float] | None:
     """Return the work and the seconds of a finished trial, or None for an unfinished one.
 
     The work is None if the record does not have the steps and FLOPs of all tasks.
@@ -130,7 +130,7 @@ class TimeLeft:
         """Store the times of earlier records, which must be comparable (`is_comparable`)."""
         models = {model for model, _ in self.methods.values()}
         for record in records:
-            result = recorded(record)
+            result = read_times(record)
             kind, method = kind_of(record.trial), method_of(record.trial)
             if result is not None and method[0] in models:
                 self.earlier.setdefault(kind, []).append(result[1])

@@ -14,7 +14,7 @@ from clbench.data.stream import Stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
 from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts
-from clbench.training.budget import granted_in_words, steps_of
+from clbench.training.budget import describe_steps_granted, steps_of
 from clbench.training.callbacks.curve import cost_in_words
 from clbench.training.costs import PeakMemory
 from clbench.training.replica import Replica
@@ -58,7 +58,7 @@ def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
         recipe = trial.trained_by
         return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
                 f"{steps_of(recipe, sum(samples)):,} optimizer steps; methods do not know where tasks end")
-    usual, special = (granted_in_words(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
+    usual, special = (describe_steps_granted(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
     return usual if special == usual else f"{label}, by a recipe of its own: {special}"
 
 

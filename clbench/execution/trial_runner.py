@@ -32,7 +32,7 @@ from clbench.training.building import (
     build_strategy,
     channels_last,
     check_model,
-    for_model,
+    prepare_for_model,
     require_kind,
     require_parts_fit,
     stream_info_of,
@@ -90,7 +90,7 @@ class TrialRunner:
         name = label or trial.method.name
         language = language_callback(stream, trial, self.general)
         warning = storage_warning(name, self.build(trial, stream, check=True)[0], stream)
-        cost = probe.cost(stream) if ErrorDecomposition.wanted(self.settings, trial.scenario).probed else ""
+        cost = probe.cost(stream) if ErrorDecomposition.for_settings(self.settings, trial.scenario).probed else ""
         return [*describe_steps(trial, name, stream, self.settings), *stream.notes,
                 *(language.notes if language else ()), *filter(None, (cost, warning))]
 
@@ -109,7 +109,7 @@ class TrialRunner:
         """Call `note_code`, and return the provenance of a trial: its machine, device, command, code and versions."""
         self.note_code(trial)
         return provenance.collect(str(self.registry.origin("method", trial.method.name)), self.device, self.command,
-                                  provenance.code_of(trial, self.registry, identity.running))
+                                  provenance.code_of(trial, self.registry, identity.hash_running))
 
     def run(self, planned: PlannedTrial, on_progress: Callable[[Progress], None] = lambda _: None) -> Record:
         """Run one trial and return its record, whose status says whether it succeeded.
@@ -131,11 +131,11 @@ class TrialRunner:
         """
         origin = self.origin_of(planned[0].trial)
         checkpoints = None if self.checkpoints is None else CheckpointCallback(
-            self.checkpoints, origin, ErrorDecomposition.wanted(self.settings, planned[0].trial.scenario),
+            self.checkpoints, origin, ErrorDecomposition.for_settings(self.settings, planned[0].trial.scenario),
             general=hashes_of(self.general))
         replicas = self._replicas(planned, checkpoints)
         if replicas is None:
-            return self._halved(planned, on_progress)
+            return self._run_halves(planned, on_progress)
         tasks_learned = [replica.learned for replica in replicas]
         if len(set(tasks_learned)) > 1:
             del replicas
@@ -161,10 +161,10 @@ class TrialRunner:
             return [record_of(replica, origin, memory, self._weights_hash) for replica in replicas]
         del replicas
         if starved:
-            return self._halved(planned, on_progress)
+            return self._run_halves(planned, on_progress)
         return [r.model_copy(update={"notes": [*r.notes, note]}) for r in (self.run(p, on_progress) for p in planned)]
 
-    def _halved(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
+    def _run_halves(self, planned: Sequence[PlannedTrial], on_progress: Callable[[Progress], None]) -> list[Record]:
         """Run trials as two stacks, after freeing memory that reference cycles of the whole stack still hold."""
         gc.collect()
         half = len(planned) // 2
@@ -184,7 +184,7 @@ class TrialRunner:
     def _callbacks(self, trial: Trial, on_progress: Callable[[Progress], None], checkpoints: CheckpointCallback | None,
                    origin: Provenance) -> list[Callback]:
         """Return the callbacks for the training of a trial and of the trials in its stack."""
-        decomposition = ErrorDecomposition.wanted(self.settings, trial.scenario)
+        decomposition = ErrorDecomposition.for_settings(self.settings, trial.scenario)
         callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
                      language_callback(self.stream(trial), trial, self.general),
                      ProgressCallback(on_progress, self.artifacts), checkpoints,
@@ -214,7 +214,7 @@ class TrialRunner:
 
     def _replica(self, planned: PlannedTrial, checkpoints: CheckpointCallback | None = None) -> Replica:
         """Return the replica of a trial, restored from its checkpoint if there is one, or else untrained."""
-        def untrained() -> Replica:
+        def make_replica() -> Replica:
             strategy, notes = self.build(planned.trial, stream)
             replica = Replica.of(planned, strategy, stream, notes)
             if (curve := self._curve()) is not None:
@@ -222,12 +222,12 @@ class TrialRunner:
             return replica
 
         stream = self.stream(planned.trial)
-        replica = untrained()
+        replica = make_replica()
         try:
             if checkpoints is not None:
                 checkpoints.restore(replica)
         except SnapshotError as error:
-            replica = untrained()
+            replica = make_replica()
             replica.add_note(f"started over after an interruption: {error}")
         return replica
 
@@ -244,7 +244,7 @@ class TrialRunner:
                                  trial.validation, verify)
             loaded = arrive(loaded, trial.arrival, trial.scenario, seed, trial.benchmark.name)
             self._verified.add(key[0])
-            stream = for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
+            stream = prepare_for_model(loaded, trial, self.registry).to(self.device, room_for_samples(self.device))
             self._streams[key] = stream, WriteCounts(part for task in stream.tasks for part in (task.train, task.test))
         return self._streams[key][0]
 

@@ -22,12 +22,12 @@ from clbench.core.scenario import Scenario
 from clbench.execution import run
 from clbench.execution.candidates import choose, ranking, score, spaces_of, tie_note
 from clbench.execution.reuse import OnStale
-from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, at_end, corners, sampler_for
+from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_at_end, sampler_for
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.search import Outcome, Search, Space, Tried
-from clbench.experiment.spec import MethodSpec, Spec, changed
+from clbench.experiment.spec import MethodSpec, Spec, change_recipe
 from clbench.experiment.sweeps import expand, types_of
 from clbench.results import metrics
 from clbench.results.records import Record
@@ -87,7 +87,7 @@ class Row:
         """Return the options whose best value is at an end of the searched numbers."""
         best = self.ranking[0].options
         return [option for option, axis in self.space.items()
-                if at_end(best[option], axis, self.added.get(option, ()))]
+                if is_at_end(best[option], axis, self.added.get(option, ()))]
 
     @property
     def notes(self) -> list[str]:
@@ -151,7 +151,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     return rows
 
 
-def left_out(rows: Sequence[Row], spec: Spec, registry: Registry) -> list[str]:
+def find_unsearched(rows: Sequence[Row], spec: Spec, registry: Registry) -> list[str]:
     """Return the methods that no row searches, by label or name."""
     searched = {row.entry for row in rows}
     return [method.label or method.name for entry, (method, _) in enumerate(expand(spec.methods, registry, []))
@@ -196,24 +196,24 @@ def _table(name: str, methods: Sequence[MethodSpec], names: Sequence[list[str]])
 def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
     """Return a method's label without the searched options, after checking that the method has all of them."""
     for corner in corners(space):
-        valid = _validated(method, corner, recipe, registry, all_have_effect=False)
+        valid = _validate_candidate(method, corner, recipe, registry, all_have_effect=False)
     return method.label or opt.label(method.name, valid, never=space)
 
 
-def _validated(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry,
-               all_have_effect: bool = True) -> opt.Options:
+def _validate_candidate(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry,
+                        all_have_effect: bool = True) -> opt.Options:
     """Return the options of a method with a candidate's values, after checking them (`opt.validate`) and the recipe."""
     variant = method.with_options(candidate)
     info = registry.strategy(method.name)
     valid = opt.validate(info.options, variant.options, f"tune.{method.name}", "clbench methods", all_have_effect)
-    changed(recipe, variant.own_recipe(info.recipe))
+    change_recipe(recipe, variant.own_recipe(info.recipe))
     return valid
 
 
 def _refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: Candidate) -> str:
     """Return why a method does not accept the options of a candidate; empty if it does."""
     try:
-        _validated(method, candidate, recipe, registry)
+        _validate_candidate(method, candidate, recipe, registry)
     except SpecError as error:
         return "; ".join(str(error).splitlines())
     return ""
@@ -257,7 +257,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
     return all_records
 
 
-def chosen(original: Spec, spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSpec]:
+def choose_methods(original: Spec, spec: Spec, rows: Sequence[Row], registry: Registry) -> list[MethodSpec]:
     """Return the methods of a file with the chosen options; a method whose options differ by scenario is split.
 
     `original` is the file's experiment, and `spec` is the same with flags, as it was searched.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clbench.core.errors import unknown
-from clbench.core.files import at_home, default_data_dir
+from clbench.core.files import default_data_dir, expand_home
 from clbench.core.options import Strict, format_value
 
 Executor = Literal["local", "ray"]
@@ -90,26 +90,26 @@ class ExecutionSettings(Strict):
 
     @field_validator("data")
     @classmethod
-    def _at_home(cls, value: Path | None) -> Path | None:
+    def _expand_home(cls, value: Path | None) -> Path | None:
         """Expand `~`, because no shell expands it in a file."""
-        return value and at_home(value)
+        return value and expand_home(value)
 
     @field_validator("general", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
+    def _split_at_commas(cls, value: Any) -> Any:
         """Split text at commas into a list."""
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("executor", mode="before")
     @classmethod
-    def _known(cls, value: Any) -> Any:
+    def _check_executor(cls, value: Any) -> Any:
         """Reject an unknown executor and suggest similar names."""
         if isinstance(value, str) and value not in get_args(Executor):
             raise ValueError(unknown("executor", value, get_args(Executor), "clbench run --help"))
         return value
 
     @model_validator(mode="after")
-    def _one_place(self) -> ExecutionSettings:
+    def _check_place(self) -> ExecutionSettings:
         """Reject settings that do not apply to the chosen executor."""
         if self.executor == "local" and (self.address is not None or self.gpus is not None):
             raise ValueError("--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out")

@@ -129,7 +129,7 @@ def compare(a: Spec, b: Spec, registry: Registry, names: tuple[str, str], metric
         sides[1]["weights", "name"] = sides[0]["weights", "name"]
     for side, metric in zip(sides, metrics, strict=True):
         side[METRIC] = metric
-    parts = _differing(sides[0], sides[1])
+    parts = _find_differences(sides[0], sides[1])
     if not parts:
         raise SpecError(f"{names[0]} and {names[1]} are the same experiment: there is nothing to explain")
     return Pair(a, b, names, registry, seeds, (sides[0], sides[1]), parts)
@@ -173,19 +173,19 @@ def _options(kind: str, name: str, registry: Registry) -> type[Options]:
     return registry.model(name).options if kind == "model" else registry.strategy(name).options
 
 
-def _differing(a: Mapping[Place, Any], b: Mapping[Place, Any]) -> tuple[Part, ...]:
+def _find_differences(a: Mapping[Place, Any], b: Mapping[Place, Any]) -> tuple[Part, ...]:
     """Return the parts that differ. An option that only one side has is covered by the part of the name."""
     places = [place for place in a if place in b and a[place] != b[place]]
     words = [_name(place) for place in places]
-    return tuple(Part(place, word if words.count(word) == 1 else f"{place[0]}'s {word}", _shown(place, a[place]),
-                      _shown(place, b[place])) for place, word in zip(places, words, strict=True))
+    return tuple(Part(place, word if words.count(word) == 1 else f"{place[0]}'s {word}", _format_place(place, a[place]),
+                      _format_place(place, b[place])) for place, word in zip(places, words, strict=True))
 
 
 def _name(place: Place) -> str:
     return NAMES.get(place) or (place[1] or place[0]).replace("_", " ")
 
 
-def _shown(place: Place, value: Any) -> str:
+def _format_place(place: Place, value: Any) -> str:
     """Return a value as text, a budget with its unit."""
     if place == BUDGET:
         epochs, iterations = value

@@ -67,7 +67,7 @@ def _pick(known: Any, wanted: Any, registry: Registry | None, note: Note | None)
         return wanted
     chosen: list[Any] = []
     for method in wanted:
-        matches = [k for k in known if isinstance(method, str) and (method in _calls(k) or _writes(method, k))]
+        matches = [k for k in known if isinstance(method, str) and (method in _calls(k) or _denotes(method, k))]
         if isinstance(method, str) and not matches:
             matches = _pick_rows(method, known, registry or installed(), note)
         chosen += [k for k in matches if k not in chosen] if matches else [method]
@@ -108,7 +108,7 @@ def _parse(method: Any) -> MethodSpec | None:
         return None
 
 
-def _writes(text: str, method: Any) -> bool:
+def _denotes(text: str, method: Any) -> bool:
     """Return whether a text means an unparsed method of a file."""
     wanted, file_method = _parse(text), _parse(method)
     return wanted is not None and file_method is not None and _same_method(wanted, file_method)
@@ -138,7 +138,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
         option, eq, text = setting[len(target) + 1:].partition("=")
-        value = _plain(settings[setting]) if isinstance(settings, Mapping) else parse_value(text)
+        value = _to_python(settings[setting]) if isinstance(settings, Mapping) else parse_value(text)
         if not (target and option) or bool(eq) == isinstance(settings, Mapping):
             problems.append(f"--set {setting}: expected METHOD.OPTION=VALUE, e.g. lora.rank=4")
         elif target not in names:
@@ -152,7 +152,7 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
     return spec.model_copy(update={"methods": tuple(methods)})
 
 
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     """Return a range, or an array or number of NumPy, as a list or number of Python; other values as they are."""
     return list(value) if isinstance(value, range) else value.tolist() if hasattr(value, "tolist") else value
 
@@ -210,7 +210,7 @@ def write_tuned(path: Path, source: str, methods: Sequence[MethodSpec], made: Se
                if not all((t["method"], t["scenario"], t["options"]) in candidates for t in s["tried"])]
     for key in ("methods", "tuning"):
         document.pop(key, None)
-    document["methods"] = _lines([_as_written(method) for method in methods])
+    document["methods"] = _lines([_write_method(method) for method in methods])
     searches = toml.aot()
     for search in [*earlier, made.model_dump(mode="json", exclude_defaults=True)]:
         table = toml.item({key: value for key, value in search.items() if key not in LONG})
@@ -229,7 +229,7 @@ def write_tuned(path: Path, source: str, methods: Sequence[MethodSpec], made: Se
     return tuned
 
 
-def _as_written(method: MethodSpec) -> str | dict[str, Any]:
+def _write_method(method: MethodSpec) -> str | dict[str, Any]:
     """Return a method as a user would write it."""
     values = method.model_dump(mode="json", exclude_defaults=True)
     return method.name if list(values) == ["name"] else values

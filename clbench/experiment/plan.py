@@ -20,7 +20,7 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
 from clbench.experiment.recipe import Recipe, with_final_rate
 from clbench.experiment.search import Search, Searched, Tried
-from clbench.experiment.spec import MethodSpec, Named, Spec, changed
+from clbench.experiment.spec import MethodSpec, Named, Spec, change_recipe
 from clbench.experiment.sweeps import expand
 from clbench.experiment.trial import PlannedTrial, Resolved, Trial
 from clbench.experiment.until import sequence
@@ -87,7 +87,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
             for scenario in filter(method.runs_in, scenarios):
                 planned_rows.setdefault(scenario, []).append((
                     label, resolved[0], recipe, complete.in_scenario(scenario, not spec.arrival.hidden),
-                    _searched(spec, method, scenario, resolved[1])))
+                    _find_search(spec, method, scenario, resolved[1])))
     refuse_for_arrival(spec.arrival, [(label, strategy, options, recipe) for planned_row in planned_rows.values()
                                       for label, strategy, recipe, options, _ in planned_row], spec.online)
     metric = objective.primary
@@ -196,13 +196,14 @@ def _own_recipe(spec: Spec, method: MethodSpec, info: Any, problems: list[str]) 
                         "recipe = {lr = 0.01}")
         return {}
     try:
-        return changed(spec.recipe, method.own_recipe(info.recipe))[1]
+        return change_recipe(spec.recipe, method.own_recipe(info.recipe))[1]
     except SpecError as error:
         problems += [f"method {method.label or method.name!r}: {line}" for line in str(error).splitlines()]
         return {}
 
 
-def tried_for(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> list[tuple[Search, Tried]]:
+def find_candidates(spec: Spec, method: MethodSpec, scenario: Scenario,
+                    options: opt.Options) -> list[tuple[Search, Tried]]:
     """Return the candidates of all searches of a row in a scenario, each with its search; `options` are the row's."""
     candidates: list[tuple[Search, Tried]] = []
     for search in spec.tuning:
@@ -212,12 +213,12 @@ def tried_for(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.O
     return candidates
 
 
-def _searched(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
+def _find_search(spec: Spec, method: MethodSpec, scenario: Scenario, options: opt.Options) -> Searched | None:
     """Return the search from which a row has its options; None if there is none.
 
     The candidates of all searches of the row count, because each search was an opportunity to improve the result.
     """
-    tried = tried_for(spec, method, scenario, options)
+    tried = find_candidates(spec, method, scenario, options)
     candidates = {str((t.method, t.options)) for _, t in tried}
     return next((Searched(candidates=len(candidates), validation=search.validation, seeds=search.seeds)
                  for search, t in tried if t.options.items() <= method.given.items()), None)

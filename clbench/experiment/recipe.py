@@ -77,7 +77,7 @@ class Recipe(Strict):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_in_labels(cls, value: Any, info: ValidationInfo) -> Any:
+    def _read_label(cls, value: Any, info: ValidationInfo) -> Any:
         """Read what labels of rows have: `none`, and milestones as text."""
         if info.field_name == "milestones" and isinstance(value, str):
             return [part for part in value.strip("()[] ").replace("+", ",").split(",") if part.strip()]
@@ -85,12 +85,12 @@ class Recipe(Strict):
 
     @field_validator("repeats")
     @classmethod
-    def _no_repeats(cls, value: int | None) -> int | None:
+    def _drop_single_repeat(cls, value: int | None) -> int | None:
         """Replace 1 by None, so that the key is the same as without `repeats`."""
         return None if value == 1 else value
 
     @model_validator(mode="after")
-    def _one_budget(self) -> Recipe:
+    def _check_budget(self) -> Recipe:
         """Reject two budgets and options that would have no effect, and fill in the default number of epochs."""
         if self.epochs is not None and self.iterations is not None:
             raise ValueError("epochs and iterations both set the budget: give only one of them")
@@ -128,7 +128,7 @@ def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return {**{name: value for name, value in parts.items() if name not in removed}, **changes}
 
 
-def completed(published: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def complete_recipe(published: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a published recipe with changes. What it does not name has its default, so that nothing is inherited.
 
     Only the parts `INHERITED` stay the experiment's: budget, batch size and numerical precision.

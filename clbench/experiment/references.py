@@ -58,7 +58,7 @@ class Cell(Strict):
         return self.method.label or self.method.name
 
     @model_validator(mode="after")
-    def _one_spread(self) -> Cell:
+    def _check_spread(self) -> Cell:
         """Reject `sem` together with `sd`, neither of them without an allowance, and an allowance without a reason."""
         if self.sem is not None and self.sd is not None:
             raise ValueError("give sem or sd, not both")
@@ -69,7 +69,7 @@ class Cell(Strict):
         return self
 
     @model_validator(mode="after")
-    def _of_its_runs(self) -> Cell:
+    def _check_runs(self) -> Cell:
         """Reject runs whose mean or standard deviation differs from the published value by more than rounding."""
         if self.runs:
             if abs(fmean(self.runs) - self.published) > HALF_UNIT:
@@ -104,7 +104,7 @@ class Reference(Strict):
     cells: tuple[Cell, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _whole(self) -> Reference:
+    def _check_cells(self) -> Reference:
         """Reject duplicate cells, keys of the experiment that the cells set, and wrong seeds, runs or tolerances."""
         names = [f"{c.label} in scenario {c.scenario}" + (f", {c.metric}" if c.metric != "ACC" else "")
                  for c in self.cells]
@@ -118,7 +118,7 @@ class Reference(Strict):
         if wrong_labels := [c.label for c in self.cells if c.runs and len(c.runs) != self.seeds]:
             raise ValueError(f"{wrong_labels[0]}: as many runs are listed as seeds says, or none")
         for c in self.cells:
-            if c.allowance + self.tolerance.rounding >= self.widest(c):
+            if c.allowance + self.tolerance.rounding >= self.max_tolerance(c):
                 raise ValueError(f"{c.label}: allowance and rounding alone reach the widest tolerance that decides")
         return self
 
@@ -134,7 +134,7 @@ class Reference(Strict):
                            "scenario": cell.scenario,
                            "methods": [{**cell.method.model_dump(), "label": cell.label}]}, self.title)
 
-    def widest(self, cell: Cell) -> float:
+    def max_tolerance(self, cell: Cell) -> float:
         """Return the largest tolerance of a cell, in points, with which agreement counts as reproduced."""
         return cell.widest or self.tolerance.widest
 

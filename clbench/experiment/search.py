@@ -25,7 +25,7 @@ class Range(Axis):
     log: bool = Field(False, description="Draw the logarithm of the value uniformly.")
 
     @model_validator(mode="after")
-    def _has_room(self) -> Range:
+    def _check_range(self) -> Range:
         """Reject an empty range, and a logarithmic range that does not start above 0."""
         if not self.low < self.high:
             raise ValueError(f"low should be below high, got {self.low:g} and {self.high:g}")
@@ -41,7 +41,7 @@ class Choices(Axis):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_list(cls, value: Any) -> Any:
+    def _accept_list(cls, value: Any) -> Any:
         """Accept a list in place of the table."""
         return {"values": value} if isinstance(value, list | tuple) else value
 

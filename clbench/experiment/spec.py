@@ -20,12 +20,12 @@ from pydantic import (
 
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, guess, unknown
-from clbench.core.options import OWN_RECIPE, Strict, format_value, parse_named, recipe_options, shown
+from clbench.core.options import OWN_RECIPE, Strict, format_value, parse_named, quote, recipe_options
 from clbench.core.scenario import Scenario
 from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.recipe import Recipe, combine, completed, settle_epochs, with_final_rate
+from clbench.experiment.recipe import Recipe, combine, complete_recipe, settle_epochs, with_final_rate
 from clbench.experiment.search import Range, Search, Space
 from clbench.experiment.until import MOST, Until
 
@@ -40,7 +40,7 @@ class Named(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
+    def _accept_text(cls, value: Any) -> Any:
         """Accept `name:option=value` in place of the table."""
         if isinstance(value, str):
             try:
@@ -54,7 +54,7 @@ class Named(Strict):
 PUBLISHED = "published"  # value of a method's `recipe` that selects the recipe of its paper (`StrategyInfo.recipe`)
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Return a recipe with changes, and the parts that differ from before.
 
     A budget in epochs replaces one in iterations and vice versa; `combine` removes what belonged to other replaced
@@ -113,7 +113,7 @@ class MethodSpec(Named):
     scenario: Scenarios = Field((), description="Scenarios in which the method runs; all if empty.")
 
     @model_validator(mode="after")
-    def _recipe_apart(self) -> MethodSpec:
+    def _separate_recipe(self) -> MethodSpec:
         """Move options such as `recipe.lr` and `recipe` to the recipe, and check the names of its parts."""
         if any(name.startswith(OWN_RECIPE) or name == "recipe" for name in self.options):
             try:
@@ -152,7 +152,7 @@ class MethodSpec(Named):
 
     def own_recipe(self, published: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parts of the method's own recipe; `published` are those of its paper."""
-        return completed(published, self.changed_parts) if self.takes_published else self.changed_parts
+        return complete_recipe(published, self.changed_parts) if self.takes_published else self.changed_parts
 
     @property
     def changed_parts(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Spec(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_pass(cls, values: Any) -> Any:
+    def _complete_recipe(cls, values: Any) -> Any:
         """Complete the recipe for `online`, hidden boundaries, and a linear model on stored features."""
         return settle_epochs(settle(values)) if isinstance(values, Mapping) else values
 
@@ -223,7 +223,7 @@ class Spec(Strict):
 
     @field_validator("seeds", "scenario")
     @classmethod
-    def _distinct(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    def _reject_duplicates(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         """Reject duplicate seeds or scenarios, and an empty list of seeds."""
         if len(set(values)) != len(values) or (info.field_name == "seeds" and not values):
             raise ValueError(f"give at least one, and each only once; got {', '.join(map(str, values)) or 'none'}")
@@ -288,12 +288,12 @@ def _explain(item: Any) -> str:
         tagless = ".".join(part for part in loc if part not in ("range", "values"))
         text_form = {"benchmark": "a name or ", "model": "a name or ", "methods": "a name or ", "tune": "a list or "}
         alternative = text_form.get(loc[0], "") if item["type"] == "model_type" else ""
-        return f"{tagless}: {EXPECTED[item['type']].replace('a table', alternative + 'a table')}, got {_given(value)}"
+        return f"{tagless}: {EXPECTED[item['type']].replace('a table', alternative + 'a table')}, got {_quote(value)}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     shows_value = isinstance(value, str | int | float | list) and item["type"] != "value_error"
-    return f"{key_path}: {message}" + (f", got {_given(value)}" if shows_value else "")
+    return f"{key_path}: {message}" + (f", got {_quote(value)}" if shows_value else "")
 
 
-def _given(value: Any) -> str:
+def _quote(value: Any) -> str:
     """Return a given value as errors show it; a list in brackets, because a file has it so."""
-    return str(value) if isinstance(value, list | tuple) else shown(value)
+    return str(value) if isinstance(value, list | tuple) else quote(value)

@@ -28,7 +28,7 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
     Empty sweeps, and values that a comma turned into names of methods, are added to `problems`, a line each.
     """
     rows = []
-    for method in _without_strays(methods, registry, problems):
+    for method in _drop_strays(methods, registry, problems):
         swept = {name: values for name, value in method.given.items()
                  if (values := _values(value, _annotation(method, name, registry))) is not None}
         problems += [f"{method.name}.{name}: a sweep needs at least one value, got []"
@@ -43,7 +43,7 @@ def expand(methods: Sequence[MethodSpec], registry: Registry,
 
 def _values(given: Any, annotation: Any) -> list[Any] | None:
     """Return the values of a sweep; None if `given` is one value, or a value that validation will reject."""
-    kinds = _leaves(annotation)
+    kinds = _list_types(annotation)
     if not kinds:
         return None
     if isinstance(given, list | tuple):
@@ -60,8 +60,8 @@ def _is_flat(annotation: Any) -> bool:
     if origin in (Annotated, Union, UnionType):
         return all(map(_is_flat, parts[:1] if origin is Annotated else parts))
     if origin in (list, tuple):
-        return not any(map(_holds_several, chain.from_iterable(map(_leaves, parts))))
-    return not any(map(_holds_several, _leaves(annotation)))
+        return not any(map(_holds_several, chain.from_iterable(map(_list_types, parts))))
+    return not any(map(_holds_several, _list_types(annotation)))
 
 
 def _holds_several(kind: Any) -> bool:
@@ -76,7 +76,7 @@ def _split_on_commas(kinds: Sequence[Any]) -> bool:
 
 def types_of(method: MethodSpec, option: str, registry: Registry) -> list[Any]:
     """Return the types and the named choices that an option takes; none if the option or method does not exist."""
-    return _leaves(_annotation(method, option, registry))
+    return _list_types(_annotation(method, option, registry))
 
 
 def _annotation(method: MethodSpec, option: str, registry: Registry) -> Any:
@@ -91,19 +91,19 @@ def _annotation(method: MethodSpec, option: str, registry: Registry) -> Any:
     return field.annotation if field else ...
 
 
-def _leaves(annotation: Any) -> list[Any]:
+def _list_types(annotation: Any) -> list[Any]:
     """Return the parts of a type: int and NoneType for `int | None`, the choices of a Literal, list for `list[int]`."""
     origin = get_origin(annotation)
     if annotation is ...:
         return []
     if origin is Annotated:
-        return _leaves(get_args(annotation)[0])
+        return _list_types(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return list(chain.from_iterable(map(_leaves, get_args(annotation))))
+        return list(chain.from_iterable(map(_list_types, get_args(annotation))))
     return list(get_args(annotation)) if origin is Literal else [origin or annotation]
 
 
-def _without_strays(methods: Sequence[MethodSpec], registry: Registry, problems: list[str]) -> list[MethodSpec]:
+def _drop_strays(methods: Sequence[MethodSpec], registry: Registry, problems: list[str]) -> list[MethodSpec]:
     """Return the methods without names such as the `2` of `lora:rank=1,2`; `problems` gets a line for each of them."""
     remaining: list[MethodSpec] = []
     strays: dict[int, list[str]] = {}  # by the index in `remaining` of the method that they belong to
@@ -136,7 +136,7 @@ def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
     kinds = types_of(method, option, registry)
     if kinds == [list]:
         members = get_args(registry.strategies[method.name].options.model_fields[option].annotation)
-        return set(text.split("+")) <= set(chain.from_iterable(map(_leaves, members)))
+        return set(text.split("+")) <= set(chain.from_iterable(map(_list_types, members)))
     if kinds == [str]:  # free text, in which only `last:2` after `last:1` is surely no method
         word, colon, _ = text.partition(":")
         return bool(colon) and str(method.options[option]).startswith(word + colon)

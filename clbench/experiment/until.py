@@ -48,10 +48,10 @@ def question(rule: UntilDecided) -> str:
             "which methods differ significantly from fine-tuning (naive), or which method is best without it")
 
 
-def _decided(value: Any) -> Any:
+def _check_rule(value: Any) -> Any:
     if isinstance(value, str) and value != "decided":
         raise ValueError(unknown("rule", value, ["decided"], "clbench run --help"))
     return value
 
 
-Until = Annotated[Literal["decided"], BeforeValidator(_decided)]
+Until = Annotated[Literal["decided"], BeforeValidator(_check_rule)]

@@ -83,7 +83,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         item_tokenizer = ItemTokenizer(tokenizer, fitting_length(length, most and most - virtual_count, "the model"),
                                        cut_responses)
         self.files: dict[str, Tokenized] = {}
-        for name, source in _by_name(files).items():
+        for name, source in _name_files(files).items():
             items = read_items(find_file(source)) if isinstance(source, str | Path) else make_items(name, source)
             self.files[name] = item_tokenizer.tokenize(items)
             for note in self.files[name].notes:
@@ -132,21 +132,21 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         if not state.is_world_process_zero:
             return
         values: dict[str, float] = {}
-        with leave_no_trace(model), self.trainer.accelerator.autocast():
+        with preserve_state(model), self.trainer.accelerator.autocast():
             scorer = Scorer(model, next(model.parameters()).device)
             for name, tokens in self.files.items():
                 scores = scorer.score(tokens.items, self.batch_size)
                 values[f"forget/{name}/nll"] = fmean(scores.nll)
                 if tokens.have_responses:
                     values[f"forget/{name}/exact"] = fmean(scores.exact)
-        self.before = self.before or self._before(state, values)
+        self.before = self.before or self._find_baseline(state, values)
         differences = {f"{key}_difference": value - self.before[key] for key, value in values.items()}
         should_log = control.should_log  # whether to log the training loss; `log` sets it to False
         # Not `self.trainer.log`, because subclasses may add their running averages to the entry and reset them.
         Trainer.log(self.trainer, {**values, **differences})
         control.should_log = should_log
 
-    def _before(self, state: Any, values: Mapping[str, float]) -> dict[str, float]:
+    def _find_baseline(self, state: Any, values: Mapping[str, float]) -> dict[str, float]:
         """Return the scores before training: those in the log of a resumed training, or else the present `values`."""
         logged: dict[str, float] = {}
         for entry in reversed(state.log_history):
@@ -157,7 +157,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         return {**values, **logged}
 
 
-def _by_name(files: Sequence[str | Path] | Mapping[str, str | Path | Rows]) -> dict[str, str | Path | Rows]:
+def _name_files(files: Sequence[str | Path] | Mapping[str, str | Path | Rows]) -> dict[str, str | Path | Rows]:
     """Return the files by the name under which each is logged."""
     if isinstance(files, str | Path):
         raise SpecError(f"files: expected a list of paths or a mapping, found the path {str(files)!r}")
@@ -176,7 +176,7 @@ def _by_name(files: Sequence[str | Path] | Mapping[str, str | Path | Rows]) -> d
 
 
 @contextmanager
-def leave_no_trace(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Restore the modes of all modules and the global random generators after the block.
 
     The generators are those of Python, of NumPy and of torch on the CPU and on the model's CUDA devices.

@@ -95,7 +95,7 @@ def _check(name: str, task: Any, new: Any) -> None:
         raise SpecError(f"{name} is empty")
     columns, expected = _columns(task), _columns(new)
     if columns.keys() != expected.keys():
-        raise SpecError(f"{name}: it has {_listed(columns)}, and the new task {_listed(expected)}; make both the same")
+        raise SpecError(f"{name}: it has {_join(columns)}, and the new task {_join(expected)}; make both the same")
     if different := [column for column in columns if columns[column] != expected[column]]:
         column = different[0]
         raise SpecError(f"{name}: its column {column!r} is {columns[column]}, and that of the new task "
@@ -109,7 +109,7 @@ def _columns(task: Any) -> dict[Any, Any]:
     return dict.fromkeys(chain.from_iterable(item if isinstance(item, Mapping) else [type(item)] for item in task))
 
 
-def _listed(columns: Mapping[Any, Any]) -> str:
+def _join(columns: Mapping[Any, Any]) -> str:
     """Return columns or types of items as text for an error message."""
     names = sorted(f"items of type {column.__name__}" if isinstance(column, type) else f"column {column!r}"
                    for column in columns)

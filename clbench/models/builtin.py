@@ -26,7 +26,7 @@ class MLPOptions(Options):
         "biases 0.1 (Chaudhry et al. 2019)")
 
     @model_validator(mode="after")
-    def _has_units(self) -> MLPOptions:
+    def _check_width(self) -> MLPOptions:
         """Reject a width if there are no hidden layers."""
         if self.depth == 0 and self.width != WIDTH:
             raise ValueError("width is of hidden layers, and depth = 0 has none; leave width out, or choose depth >= 1")
@@ -72,7 +72,7 @@ class ViTOptions(VisionOptions):
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of a block's MLP divided by `width`")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> ViTOptions:
+    def _check_heads(self) -> ViTOptions:
         """Reject a width that is not a multiple of the number of heads."""
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")

@@ -54,7 +54,7 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     Raises:
         DataError: the tokenizer or the file cannot be read.
     """
-    with _explained(folder, "its tokenizer"):
+    with _explain_errors(folder, "its tokenizer"):
         tokenizer = package("transformers").AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     if template is not None:
         try:
@@ -66,7 +66,7 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
 
 def text_config(folder: Path) -> Any:
     """Return the configuration of a model, or the part for texts of a model that also takes images."""
-    with _explained(folder, "its configuration"):
+    with _explain_errors(folder, "its configuration"):
         config = package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     return config.get_text_config()
 
@@ -83,7 +83,7 @@ def load_model(folder: Path, device: torch.device) -> Any:
     Raises:
         DataError: it cannot be loaded, or weights are missing.
     """
-    with _explained(folder, "the model"):
+    with _explain_errors(folder, "the model"):
         model, info = package("transformers").AutoModelForCausalLM.from_pretrained(
             str(folder), trust_remote_code=False, use_safetensors=True, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
@@ -92,7 +92,7 @@ def load_model(folder: Path, device: torch.device) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path, what: str) -> Iterator[None]:
+def _explain_errors(folder: Path, what: str) -> Iterator[None]:
     """Convert exceptions of libraries inside the block into a `DataError` of one line about `what` in a folder."""
     try:
         with warnings.catch_warnings():
@@ -153,7 +153,7 @@ class Base:
         """
         base, peft = self.model, package("peft")
         self._model = None  # after an error, parts of the adapter remain in the model, so it must not be used again
-        with _explained(candidate.folder, f"the adapter, for the base {self.name},"):
+        with _explain_errors(candidate.folder, f"the adapter, for the base {self.name},"):
             model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
             replaces_weights = self._check_weights(peft, model, candidate)
             model = model.to(self.device).eval()
@@ -252,7 +252,7 @@ def _weights(candidate: Candidate) -> dict[str, Tensor]:
     path = next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())
     if path.suffix == ".safetensors":
         return load_file(path)
-    with _explained(path, "the adapter"):
+    with _explain_errors(path, "the adapter"):
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights
 

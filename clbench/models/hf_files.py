@@ -59,7 +59,7 @@ def folder_of(name: str, patterns: Sequence[str] = PATTERNS, weights: bool = Fal
     Raises:
         DataError: the model was not found and cannot be downloaded.
     """
-    places = [files.at_home(name), files.default_data_dir() / "models" / name]
+    places = [files.expand_home(name), files.default_data_dir() / "models" / name]
     for place in places:
         if (place / "config.json").is_file():
             return place

@@ -30,13 +30,13 @@ from clbench.models.hf_parts import (
     Tokens,
     Whole,
     additive,
+    build_untrained,
     choose_network,
     convert_weights,
     is_decoder,
     is_divisible,
     load_config,
     require_length,
-    untrained,
 )
 from clbench.models.language_model import language_model
 from clbench.models.network import Block, Network, Prefix, TokenNetwork
@@ -56,14 +56,14 @@ def text_model(name: str, options: TextModelOptions, input_shape: tuple[int, ...
     if not classes:
         return language_model(name, options, input_shape)
     folder, config = load_config(name)
-    model = untrained("AutoModel", config, options.dropout)
+    model = build_untrained("AutoModel", config, options.dropout)
     require_length(name, model, input_shape[0])
     if getattr(model, "pooler", None) is not None:
         model.pooler = nn.Identity()  # `pool` replaces it, and published weights may lack its weights
     pool = options.pool or pooling_of(folder) or ("last" if is_decoder(model) else "mean")
     width: int = config.hidden_size
     head = nn.Linear(width, classes)
-    builders = [lambda: whole(model, pool, head)]
+    builders = [lambda: wrap_model(model, pool, head)]
     if type(model).__name__ in ENCODERS:
         builders.insert(0, lambda: encoder(model, width, pool, head))
     elif is_divisible(model, input_shape[0]):
@@ -156,7 +156,7 @@ def decoder(model: Any, width: int, pool: Pooling, head: nn.Linear) -> Network:
     return Network(blocks, head, aliases, published=True, conform=Conform(model))
 
 
-def whole(model: Any, pool: Pooling, head: nn.Linear) -> Network:
+def wrap_model(model: Any, pool: Pooling, head: nn.Linear) -> Network:
     """Return a network with the whole model as one block."""
     aliases = {name: f"blocks.0.body.model.{name}" for name, _ in (
         *model.named_children(), *model.named_parameters(recurse=False))}

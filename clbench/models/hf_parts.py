@@ -63,7 +63,7 @@ def require_length(name: str, model: Any, length: int) -> None:
                         f"length={max_tokens} or less")
 
 
-def untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, dropout: float | None) -> Any:
+def build_untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: Any, dropout: float | None) -> Any:
     """Return an untrained model of the library, with torch's fused attention if the model supports it.
 
     Args:

@@ -23,6 +23,7 @@ from clbench.models.hf_parts import (
     DecoderLayer,
     Tokens,
     additive,
+    build_untrained,
     choose_network,
     convert_weights,
     home,
@@ -30,7 +31,6 @@ from clbench.models.hf_parts import (
     load_config,
     require_length,
     sliding_window,
-    untrained,
 )
 from clbench.models.network import Block, Network
 
@@ -100,11 +100,11 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     if type(config) not in home().AutoModelForCausalLM._model_mapping:
         raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
-    model = untrained("AutoModelForCausalLM", config, options.dropout)
+    model = build_untrained("AutoModelForCausalLM", config, options.dropout)
     require_length(name, model, input_shape[0])
-    builders = [lambda: _whole(model)]
+    builders = [lambda: _wrap_model(model)]
     if is_divisible(getattr(model, model.base_model_prefix), input_shape[0]):
-        builders.insert(0, lambda: _divided(model, config))
+        builders.insert(0, lambda: _wrap_layers(model, config))
 
     def logits(network: LanguageModel, x: Tensor) -> Tensor:
         return cast(Tensor, network.head(network(x))) * (x >= 0).unsqueeze(-1)
@@ -122,7 +122,7 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     return network
 
 
-def _whole(model: Any) -> LanguageModel:
+def _wrap_model(model: Any) -> LanguageModel:
     """Return the network of a library's model in one block."""
     prefix, head = model.base_model_prefix, model.get_output_embeddings()
     conform = Conform(model)
@@ -131,7 +131,7 @@ def _whole(model: Any) -> LanguageModel:
                          conform=conform)
 
 
-def _divided(model: Any, config: Any) -> LanguageModel:
+def _wrap_layers(model: Any, config: Any) -> LanguageModel:
     """Return the network of a decoder like Llama, with a block for each layer."""
     prefix, conform = model.base_model_prefix, Conform(model)
     body, head = getattr(model, prefix), model.get_output_embeddings()

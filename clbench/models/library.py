@@ -159,7 +159,7 @@ def whole_patches(name: str, side: int, patch: int) -> None:
                         f"inputs of {side} x {side}; choose a multiple of {patch}, such as {name}:size={nearest}")
 
 
-def without(model: nn.Module, classifier: nn.Linear) -> str:
+def remove_classifier(model: nn.Module, classifier: nn.Linear) -> str:
     """Replace a model's classifier by the identity and return its name."""
     name: str = next(n for n, module in model.named_modules() if module is classifier)
     parent, _, attribute = name.rpartition(".")
@@ -167,8 +167,8 @@ def without(model: nn.Module, classifier: nn.Linear) -> str:
     return name
 
 
-def in_stages(model: nn.Module, classifier: nn.Linear, classes: int, stages: Sequence[Stage], maps: bool,
-              conform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None) -> Network:
+def build_stages(model: nn.Module, classifier: nn.Linear, classes: int, stages: Sequence[Stage], maps: bool,
+                 conform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None) -> Network:
     """Return a network of a model's stages and a new head, or with one block if the model is not a chain.
 
     Args:
@@ -179,7 +179,7 @@ def in_stages(model: nn.Module, classifier: nn.Linear, classes: int, stages: Seq
         maps: see `cut`.
         conform: see `Network`.
     """
-    name = without(model, classifier)
+    name = remove_classifier(model, classifier)
     parts = cut(model, stages, classifier.in_features, maps)
     if parts is None:
         parts = ([Block(Backbone(model), nn.Flatten())],

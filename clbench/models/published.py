@@ -17,7 +17,7 @@ from torch import Tensor
 from clbench.core.errors import DataError, SpecError, message_of, unknown
 from clbench.core.pretrained import NamedWeights, Preprocessing, PretrainedInfo, parse_weights_info, read_weights_info
 from clbench.models.hf_files import hub_problem
-from clbench.models.timm_models import home, known
+from clbench.models.timm_models import check_name, home
 from clbench.models.torchvision_models import inner_name
 from clbench.models.weights import read_weights
 
@@ -35,9 +35,9 @@ class Hub:
         match = HUB_NAME.fullmatch(name)
         if not match:
             raise SpecError(f"weights {name!r}: model {model!r} takes {self.names}, and no such file is there")
-        file = in_hub(match["repository"], match["revision"], FILES)
+        file = find_in_hub(match["repository"], match["revision"], FILES)
         info = self.info(model)
-        description = in_hub(match["repository"], file.parent.name, ("config.json",), needed=False)
+        description = find_in_hub(match["repository"], file.parent.name, ("config.json",), needed=False)
         if description is not None:
             info = read_weights_info(description.with_name("model.safetensors")) or info
         return NamedWeights(f"hf-hub:{match['repository']}@{file.parent.name}", info)
@@ -47,7 +47,7 @@ class Hub:
         match = HUB_NAME.fullmatch(name)
         if not match:
             raise DataError(f"weights {name!r} are none that model {model!r} has")
-        return read_weights(in_hub(match["repository"], match["revision"], FILES))
+        return read_weights(find_in_hub(match["repository"], match["revision"], FILES))
 
     def info(self, model: str) -> PretrainedInfo:
         """Return empty information, because clbench's own models have no published weights."""
@@ -64,7 +64,7 @@ class Timm(Hub):
         source, _, tag = name.partition(":")
         if source != "timm":
             return super().find(model, name)
-        full_name = known(model)
+        full_name = check_name(model)
         if tag:
             architecture = full_name.partition(".")[0]
             tags = [n.partition(".")[2] for n in home().list_pretrained(f"{architecture}.*")]
@@ -78,13 +78,13 @@ class Timm(Hub):
         if repository is None or isinstance(config.custom_load, str):
             raise SpecError(f"timm publishes no weights of {full_name} on the hub that are plain tensors; name a file, "
                             f"or another tag of timm.list_pretrained('{full_name.partition('.')[0]}*')")
-        file = in_hub(repository, None, (config.hf_hub_filename,) if config.hf_hub_filename else FILES)
+        file = find_in_hub(repository, None, (config.hf_hub_filename,) if config.hf_hub_filename else FILES)
         info = parse_weights_info({**config.to_dict(), "training_data": config.tag or ""})
         return NamedWeights(f"hf-hub:{repository}@{file.parent.name}", info)
 
     def info(self, model: str) -> PretrainedInfo:
         """Return timm's information on the model's default weights, without the license."""
-        config = home().get_pretrained_cfg(known(model))
+        config = home().get_pretrained_cfg(check_name(model))
         return PretrainedInfo() if config is None else parse_weights_info(
             {k: v for k, v in config.to_dict().items() if k != "license"})
 
@@ -98,7 +98,7 @@ class Torchvision(Hub):
         """Return torchvision's weights of a model with this name, or the weights of a repository on the hub."""
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
             return super().find(model, name)
-        weights = self._named(model, name)
+        weights = self._find_weights(model, name)
         return NamedWeights(weights.name, preset(weights))  # DEFAULT is another name of one of them
 
     def load(self, model: str, name: str) -> Mapping[str, Tensor]:
@@ -106,10 +106,11 @@ class Torchvision(Hub):
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
             return super().load(model, name)
         try:
-            weights: Mapping[str, Tensor] = self._named(model, name).get_state_dict(progress=False, check_hash=True)
+            entry = self._find_weights(model, name)
+            weights: Mapping[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise DataError(f"weights {name} of {model} could not be downloaded ({message_of(error)}): "
-                            f"put {self._named(model, name).url} into {torch_hub()}") from error
+                            f"put {self._find_weights(model, name).url} into {torch_hub()}") from error
         return weights
 
     def info(self, model: str) -> PretrainedInfo:
@@ -119,7 +120,7 @@ class Torchvision(Hub):
         default = next(iter(get_model_weights(inner_name(model))), None)
         return PretrainedInfo() if default is None else replace(preset(default), licence="", training_data="")
 
-    def _named(self, model: str, name: str) -> Any:
+    def _find_weights(self, model: str, name: str) -> Any:
         from torchvision.models import get_model_weights
 
         inner = inner_name(model)
@@ -147,7 +148,7 @@ def torch_hub() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed: bool = True) -> Any:
+def find_in_hub(repository: str, revision: str | None, names: tuple[str, ...], needed: bool = True) -> Any:
     """Return the path of the first of the files `names` that a repository has, from the cache or else downloaded.
 
     If there is none, return None unless it is `needed`.

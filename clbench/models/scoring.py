@@ -63,8 +63,8 @@ class ItemScores:
 
 def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> TokenBatch:
     """Return items as a batch, with L and K rounded up to multiples of `multiple`."""
-    length = rounded(max(len(item.ids) for item in items), multiple)
-    targets = rounded(max(len(item.scored) for item in items), multiple)
+    length = round_up(max(len(item.ids) for item in items), multiple)
+    targets = round_up(max(len(item.scored) for item in items), multiple)
     ids = torch.full((len(items), length), padding)
     mask = torch.zeros(len(items), length, dtype=torch.int64)
     positions = torch.zeros(len(items), targets, dtype=torch.int64)
@@ -78,14 +78,14 @@ def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> 
     return TokenBatch(ids, mask, positions, y)
 
 
-def rounded(count: int, multiple: int) -> int:
+def round_up(count: int, multiple: int) -> int:
     """Return a number rounded up to a multiple of another."""
     return -(-count // multiple) * multiple
 
 
 def needed_tokens(y: Tensor) -> int:
     """Return the number of tokens up to the last target in labels y [N, L], rounded up to a multiple of `MULTIPLE`."""
-    return min(y.shape[1], rounded(int((y != IGNORED).any(0).nonzero().max()) + 1, MULTIPLE))
+    return min(y.shape[1], round_up(int((y != IGNORED).any(0).nonzero().max()) + 1, MULTIPLE))
 
 
 class Scorer:

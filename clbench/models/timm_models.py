@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
-from clbench.models.library import CHANNELS, Stage, in_stages, square, whole_patches, without
+from clbench.models.library import CHANNELS, Stage, build_stages, remove_classifier, square, whole_patches
 from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
 
 
@@ -33,7 +33,7 @@ def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], class
     Raises:
         SpecError: timm is not installed or has no such model, or the model's classifier is not one linear layer.
     """
-    inner = known(name)
+    inner = check_name(name)
     side = square(name, input_shape)
     model: Any = create(inner, side, classes)
     classifier = model.get_classifier()
@@ -50,7 +50,7 @@ def timm(name: str, _options: VisionOptions, input_shape: tuple[int, ...], class
     info = [dict(stage) for stage in getattr(model, "feature_info", ())]
     stages = [Stage(str(s["module"]), int(s["num_chs"]), int(s["reduction"])) for s in info if s.get("module")]
     maps = getattr(model, "output_fmt", "NCHW") == "NCHW"
-    return in_stages(model, classifier, classes, stages, maps, conform)
+    return build_stages(model, classifier, classes, stages, maps, conform)
 
 
 def home() -> Any:
@@ -62,7 +62,7 @@ def home() -> Any:
                         "'clbench[timm]'") from None
 
 
-def known(name: str) -> str:
+def check_name(name: str) -> str:
     """Return NAME of a model `timm:NAME`; SpecError if timm has no such model or no such tag of the model."""
     inner, package = name.partition(":")[2], home()
     architecture, _, tag = inner.partition(".")
@@ -188,7 +188,7 @@ def attention(layer: Any, x: Tensor, prefix: Prefix) -> Tensor:
 
 def transformer(model: Any, classifier: nn.Linear, classes: int, conform: Any) -> Network:
     """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm and head."""
-    name = without(model, classifier)
+    name = remove_classifier(model, classifier)
     units = [TransformerBlock(unit, model.embed_dim) for unit in model.blocks]
     blocks = [Block(Embedding(model), nn.Identity()), *(Block(unit, nn.Identity()) for unit in units)]
     blocks[-1].activation = Pool(model)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import SpecError, unknown
 from clbench.models.builtin import VisionOptions
-from clbench.models.library import Stage, in_stages, square, whole_patches, without
+from clbench.models.library import Stage, build_stages, remove_classifier, square, whole_patches
 from clbench.models.network import Block, Network, Ports, Prefix, TokenNetwork, TransformerBlock
 
 # Without the auxiliary heads, whose outputs the model returns in training, and with the normalization of the published
@@ -96,7 +96,7 @@ def torchvision(name: str, _options: VisionOptions, input_shape: tuple[int, ...]
         expansion = layers[-1].in_features // (8 * 64)
         stages = [Stage("maxpool", width, 4), *(Stage(f"layer{i + 1}", 64 * 2**i * expansion, 4 * 2**i)
                                                 for i in range(4))]
-    return in_stages(model, layers[-1], classes, stages, maps=True, conform=without_auxiliary_heads)
+    return build_stages(model, layers[-1], classes, stages, maps=True, conform=without_auxiliary_heads)
 
 
 def inner_name(name: str) -> str:
@@ -170,7 +170,7 @@ class TorchvisionTransformer(TokenNetwork):
 
 def transformer(model: Any, classifier: nn.Linear, classes: int) -> Network:
     """Return the network of a VisionTransformer: its embedding, a block for each transformer block, norm and head."""
-    name = without(model, classifier)
+    name = remove_classifier(model, classifier)
     new_names = with_plain_layers(model.encoder.layers)  # so that q, k, v and proj can be adapted
     layers = dict(model.encoder.layers.named_children())
     blocks = [Block(Embedding(model), nn.Identity()),

@@ -68,7 +68,7 @@ def fill(model: Network, weights: Mapping[str, Tensor], source: str, trainable_h
         except Exception as error:  # the libraries' conversions can raise any error for weights of other models
             raise MisfitError(f"weights {source} do not fit the model: they cannot be converted for it "
                               f"({typed_message(error, 200)})", weights) from error
-    tensors = renamed(weights, state, model.aliases)
+    tensors = rename_tensors(weights, state, model.aliases)
     if wrong := misfit(tensors, state):
         raise MisfitError(f"weights {source} do not fit the model: {wrong}", tensors)
     note = f"weights: no head of this size, {STARTS_UNTRAINED}"
@@ -138,7 +138,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
 
 
-def renamed(given: Mapping[str, Tensor], state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+def rename_tensors(given: Mapping[str, Tensor], state: Mapping[str, Tensor],
+                   aliases: Mapping[str, str]) -> dict[str, Tensor]:
     """Return tensors under the model's own names: the longest alias that is a prefix of a name is replaced."""
     if set(given) <= set(state):
         return dict(given)

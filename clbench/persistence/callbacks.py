@@ -205,4 +205,4 @@ def code_of(strategy: Strategy) -> str:
     """
     packages = packages_of(strategy)
     releases = [f"{name} {version(name)}" for name in sorted(packages & LIBRARIES)]
-    return " ".join([identity.running(*packages - LIBRARIES), *releases])
+    return " ".join([identity.hash_running(*packages - LIBRARIES), *releases])

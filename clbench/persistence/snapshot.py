@@ -24,7 +24,7 @@ from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, REGRESSION
 from clbench.data.prepare import Prepare
 from clbench.data.raw import NO_SCALE
 from clbench.data.samples import Samples
-from clbench.data.stream import Stream, StreamTask, stored
+from clbench.data.stream import Stream, StreamTask, stored_inputs
 from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.persistence.strategy_state import SnapshotError, StrategyState, capture, grow, load
@@ -216,7 +216,7 @@ def restore(snapshot: Snapshot, replica: Replica, recipe: Recipe, original: Repl
 def outline_of(replica: Replica) -> StreamOutline:
     """Return the outline of a replica's stream and model."""
     stream = replica.stream
-    raw = stored(stream.tasks[0].test)
+    raw = stored_inputs(stream.tasks[0].test)
     offered = offered_outputs(stream, replica.strategy.stream_info.scenario, len(stream.tasks))
     return StreamOutline(
         sample_shape=list(raw.shape[1:]),
@@ -237,7 +237,7 @@ def names_of(stream: Stream) -> list[str]:
     return [" / ".join(names.get(output, {str(output): None})) for output in range(stream.classes)]
 
 
-def stand_in(outline: StreamOutline) -> Stream:
+def make_noise_stream(outline: StreamOutline) -> Stream:
     """Return a stream with an outline and with noise instead of samples, to rebuild the structure of a strategy."""
     generator = torch.Generator().manual_seed(0)
     objective = outline.objective or (CLASSIFICATION if outline.outputs else CAUSAL_LM).name

@@ -225,7 +225,7 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
     grown = {}
     for name, tensor in tensors.items():
         if name in before and name in after:
-            grown_tensor = _grown(tensor, before[name], after[name])
+            grown_tensor = _grow(tensor, before[name], after[name])
         else:
             grown_tensor = None if old_info.classes != new_info.classes and old_info.classes in tensor.shape else tensor
         if grown_tensor is None:
@@ -247,7 +247,7 @@ def grow(state: StrategyState, tensors: Mapping[str, Tensor], original: Strategy
     return state.model_copy(update={"attributes": attributes}), grown
 
 
-def _grown(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
+def _grow(tensor: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
     """Return a learned tensor, grown to more outputs and tasks; None if it is not known how it grows.
 
     `before` and `after` are this tensor in untrained strategies of the old and the new size.

@@ -17,7 +17,7 @@ from clbench.report.figures.style import INK, PALE
 from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
-from clbench.report.formatting import NONE, clean, in_words
+from clbench.report.formatting import NONE, clean, join_names
 from clbench.report.model import Cell, Column, FileFormat, Row, Table
 from clbench.results.audit import Audit, AuditedFile, DialPoint, unchanged_reach
 from clbench.results.audit import Cell as Comparison
@@ -127,7 +127,7 @@ def headline(audit: Audit) -> list[str]:
         for comparison in audit.cells:
             if comparison.model == model:
                 by_verdict[comparison.verdict].append(f"{comparison.metric.name} of {clean(comparison.file)}")
-        parts = [f"{verdict}: {in_words(names)}" for verdict, names in by_verdict.items() if names]
+        parts = [f"{verdict}: {join_names(names)}" for verdict, names in by_verdict.items() if names]
         lines.append(f"{clean(model)}: {'; '.join(parts)}.")
     if largest := audit.largest_scale:
         lines.append(f"The largest scale whose losses stay within the margin is {largest:g}.")
@@ -185,13 +185,13 @@ def _too_few(audit: Audit) -> str:
 
 def as_json(audit: Audit) -> str:
     """Return all numbers as JSON. Percentages are fractions there."""
-    def plain(cells: Sequence[Comparison]) -> list[dict[str, Any]]:
+    def to_dicts(cells: Sequence[Comparison]) -> list[dict[str, Any]]:
         return [asdict(entry) | {"metric": entry.metric.name} for entry in cells]
 
-    dial = [{"scale": point.scale, "within": point.within, "cells": plain(point.cells)} for point in audit.dial]
+    dial = [{"scale": point.scale, "within": point.within, "cells": to_dicts(point.cells)} for point in audit.dial]
     return json.dumps({
         "base": audit.base, "files": [asdict(file) for file in audit.files], "models": list(audit.models),
-        "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": plain(audit.cells), "dial": dial,
+        "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": to_dicts(audit.cells), "dial": dial,
         "largest_scale": audit.largest_scale if audit.dial else None, "settings": dict(audit.settings),
         "scores": [dict(zip(("model", "file", "path"), entry, strict=True)) for entry in audit.scores],
         "notes": list(audit.notes)}, indent=2) + "\n"
@@ -199,7 +199,7 @@ def as_json(audit: Audit) -> str:
 
 def summary(audit: Audit) -> str:
     """Return the line below the heading."""
-    return clean(f"Base {audit.base}; compared: {in_words(audit.models)}")
+    return clean(f"Base {audit.base}; compared: {join_names(audit.models)}")
 
 
 def alt(audit: Audit) -> str:
@@ -240,7 +240,7 @@ def page(audit: Audit, svg: bytes) -> str:
 def encode_dial(audit: Audit, file_format: FileFormat = "svg") -> bytes:
     """Return the figure as the content of a file; the same numbers give the same bytes."""
     with style.styled():
-        return style.encoded(draw_dial(audit), DIAL_TITLE, file_format)
+        return style.encode_figure(draw_dial(audit), DIAL_TITLE, file_format)
 
 
 def draw_dial(audit: Audit) -> Figure:

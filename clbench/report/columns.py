@@ -47,7 +47,7 @@ class Measure:
     needs_joint: bool = False  # there is no value without joint training's record
 
 
-def _last(values: Sequence[float]) -> float | None:
+def _last_value(values: Sequence[float]) -> float | None:
     return values[-1] if values else None
 
 
@@ -77,8 +77,8 @@ def with_task_ids(record: Record) -> float | None:
     return fmean(count / samples for count, samples in zip(counts.given, counts.samples, strict=True))
 
 
-def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
-            scenario: str = "") -> Callable[[Record, Record | None], float | None]:
+def _pooled_reader(metric: Callable[[metrics.Matrix, Sequence[int]], float],
+                   scenario: str = "") -> Callable[[Record, Record | None], float | None]:
     """Return a function that computes a pooled accuracy of a record.
 
     The function returns None if all tasks have the same number of test samples.
@@ -96,8 +96,8 @@ def _pooled(metric: Callable[[metrics.Matrix, Sequence[int]], float],
     return value
 
 
-def _of_each_task(value: Callable[[Record, Record | None], float | None]
-                  ) -> Callable[[Record, Record | None], float | None]:
+def _per_task(value: Callable[[Record, Record | None], float | None]
+              ) -> Callable[[Record, Record | None], float | None]:
     """Return a function whose value is None for records whose tasks share one test set."""
     return lambda record, joint: None if record.common_test else value(record, joint)
 
@@ -112,17 +112,17 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
     return metrics.intransigence(record.R, joint.R)
 
 
-def _of_curve(metric: Callable[[Curve], float | None]) -> Callable[[Record, Record | None], float | None]:
+def _curve_reader(metric: Callable[[Curve], float | None]) -> Callable[[Record, Record | None], float | None]:
     return lambda record, _: metric(record.curve) if record.curve else None
 
 
 ACC = Measure(Column("ACC", "percent", "up", "accuracy"),
               lambda r, _: metrics.acc(r.R), COMPARISON, tested=True, in_report=True, metric=ACCURACY)
-FORGETTING = Measure(Column("forgetting", "points", "down"), _of_each_task(lambda r, _: metrics.forgetting(r.R)),
+FORGETTING = Measure(Column("forgetting", "points", "down"), _per_task(lambda r, _: metrics.forgetting(r.R)),
                      COMPARISON, tested=True, in_report=True)
 # An analytic classifier trains 0 parameters by gradients, but it learns in another way. So 0 is not the best value.
 TRAINABLE = Measure(Column("trainable params per task", "count", "down", "trainable parameters per task"),
-                    lambda r, _: _last(r.costs.trainable),
+                    lambda r, _: _last_value(r.costs.trainable),
                     COMPARISON, cost=True, zero_competes=False)
 BYTES = Measure(Column("bytes kept", "bytes", "down", "storage"),
                 lambda r, _: _last_sum(r.costs.bytes), COMPARISON, cost=True)
@@ -130,8 +130,8 @@ COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _tot
                   cost=True, optional=True)
 TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
                cost=True)
-REPLAY = Measure(Column("replay samples", "count"), lambda r, _: _last(r.costs.replay_samples), MORE_COSTS)
-INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last(r.costs.inference_flops), MORE_COSTS,
+REPLAY = Measure(Column("replay samples", "count"), lambda r, _: _last_value(r.costs.replay_samples), MORE_COSTS)
+INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last_value(r.costs.inference_flops), MORE_COSTS,
                     optional=True)
 TOTAL = Measure(Column("total params", "count", "down", "total parameters"),
                 lambda r, _: _last_sum(r.costs.parameters), COMPARISON)
@@ -142,7 +142,7 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("ACC with task IDs", "percent", "up", "accuracy with task IDs"), lambda r, _: with_task_ids(r),
             COMPARISON, tested=True, optional=True),
     FORGETTING,
-    Measure(Column("BWT", "points", "up", "backward transfer"), _of_each_task(lambda r, _: metrics.bwt(r.R)),
+    Measure(Column("BWT", "points", "up", "backward transfer"), _per_task(lambda r, _: metrics.bwt(r.R)),
             COMPARISON, tested=True),
     TASK_INFERENCE,
     TRAINABLE,
@@ -152,30 +152,30 @@ MEASURES = (  # in the order of the tables' columns
     TIME,
     Measure(Column("AIA", "percent", "up", "average incremental accuracy"),
             lambda r, _: metrics.aia(r.R), MORE_METRICS, tested=True),
-    Measure(Column("ACC-pooled", "percent", "up", "pooled accuracy"), _pooled(metrics.acc_pooled),
+    Measure(Column("ACC-pooled", "percent", "up", "pooled accuracy"), _pooled_reader(metrics.acc_pooled),
             MORE_METRICS, tested=True, optional=True),
     Measure(Column("AIA-pooled", "percent", "up", "average incremental pooled accuracy"),
-            _pooled(metrics.aia_pooled), MORE_METRICS, tested=True, optional=True),
+            _pooled_reader(metrics.aia_pooled), MORE_METRICS, tested=True, optional=True),
     Measure(Column("AIA-pooled-all", "percent", "up", "average pooled accuracy of all domains"),
-            _pooled(metrics.aia_pooled_all, "domain"), MORE_METRICS, tested=True, optional=True),
-    Measure(Column("learning accuracy", "percent", "up"), _of_each_task(lambda r, _: metrics.learning_accuracy(r.R)),
+            _pooled_reader(metrics.aia_pooled_all, "domain"), MORE_METRICS, tested=True, optional=True),
+    Measure(Column("learning accuracy", "percent", "up"), _per_task(lambda r, _: metrics.learning_accuracy(r.R)),
             MORE_METRICS, tested=True),
     Measure(Column("FWT", "points", "up", "forward transfer"),
-            _of_each_task(lambda r, _: metrics.fwt(r.R)), MORE_METRICS, tested=True),
-    Measure(Column("intransigence", "points", "down"), _of_each_task(_intransigence), MORE_METRICS, tested=True,
+            _per_task(lambda r, _: metrics.fwt(r.R)), MORE_METRICS, tested=True),
+    Measure(Column("intransigence", "points", "down"), _per_task(_intransigence), MORE_METRICS, tested=True,
             optional=True, needs_joint=True),
     Measure(Column("min-ACC", "percent", "up", "minimum accuracy"),
-            _of_curve(curve.min_acc), WHILE_LEARNED, tested=True,
+            _curve_reader(curve.min_acc), WHILE_LEARNED, tested=True,
             optional=True),
     Measure(Column("WC-ACC", "percent", "up", "worst-case accuracy"),
-            _of_curve(curve.wc_acc), WHILE_LEARNED, tested=True,
+            _curve_reader(curve.wc_acc), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("anytime average", "percent", "up"), _of_curve(curve.anytime), WHILE_LEARNED, tested=True,
+    Measure(Column("anytime average", "percent", "up"), _curve_reader(curve.anytime), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("gap depth", "points", "down"), _of_curve(curve.mean_depth), WHILE_LEARNED, tested=True,
+    Measure(Column("gap depth", "points", "down"), _curve_reader(curve.mean_depth), WHILE_LEARNED, tested=True,
             optional=True),
-    Measure(Column("gap recovery", "points"), _of_curve(curve.mean_recovery), WHILE_LEARNED, optional=True),
-    Measure(Column("gap length (steps)", "number"), _of_curve(curve.mean_length), WHILE_LEARNED,
+    Measure(Column("gap recovery", "points"), _curve_reader(curve.mean_recovery), WHILE_LEARNED, optional=True),
+    Measure(Column("gap length (steps)", "number"), _curve_reader(curve.mean_length), WHILE_LEARNED,
             optional=True),
     Measure(Column("optimizer steps", "count", heading="optimizer steps"),
             lambda r, _: _total(r.costs.steps), MORE_COSTS),

@@ -9,7 +9,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import SHORT
 from clbench.report.analysis.paired_tests import describe_interim_analyses, flips_name
 from clbench.report.decided import Facts
-from clbench.report.formatting import in_words
+from clbench.report.formatting import join_names
 from clbench.results.records import Record, metrics_of
 from clbench.results.stats import ALPHA, FEW
 
@@ -65,8 +65,8 @@ def definitions(records: Iterable[Record]) -> tuple[str, ...]:
     """
     records = list(records)
     metrics = metrics_of(records)
-    values = in_words([metric.plural for metric in metrics])
-    shares = in_words(list(dict.fromkeys(metric.shares for metric in metrics)))
+    values = join_names([metric.plural for metric in metrics])
+    shares = join_names(list(dict.fromkeys(metric.shares for metric in metrics)))
     return (*map(_metric_definition, metrics),
             *(text.replace("{values}", values).replace("{Shares}", shares.capitalize()) for text in READING),
             *([COMPUTE_DEFINITION] if any(r.costs.train_flops for r in records) else []),
@@ -135,16 +135,16 @@ def condition(setting: Setting) -> str:
             "All results are conditional on the samples that each seed divides into training and validation samples.")
     covered = [m.metric.label for m in setting.measures if m.metric and setting.answers(m)]
     training, tests = not setting.own_training, not setting.own_tests and not covered
-    shared = in_words([*(["training"] if training else []), *(["test"] if tests else [])], 2)
+    shared = join_names([*(["training"] if training else []), *(["test"] if tests else [])], 2)
     also = "also " if shared else ""
     return " ".join(filter(None, [
-        f"Intervals and tests of {in_words(covered)} also cover the choice of test samples." if covered else "",
+        f"Intervals and tests of {join_names(covered)} also cover the choice of test samples." if covered else "",
         f"All results are conditional on the {shared} samples, which all seeds share." if shared else "",
         f"Results of other metrics are {also}conditional on the test samples." if covered else ""]))
 
 
 def _counts(families: list[tuple[int, str]]) -> str:
-    return in_words([f"{tests} comparison{'s' * (tests != 1)} {words}" for tests, words in families], len(families))
+    return join_names([f"{tests} comparison{'s' * (tests != 1)} {words}" for tests, words in families], len(families))
 
 
 def legend(setting: Setting) -> str:

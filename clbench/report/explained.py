@@ -21,7 +21,7 @@ from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import SIGNIFICANT, clean, interval, number
 from clbench.report.model import Cell, Column, FileFormat, Row, Table, Unit
-from clbench.results.attribution import ENOUGH_PAIRS, Attribution, Estimate, over_seeds
+from clbench.results.attribution import ENOUGH_PAIRS, Attribution, Estimate, estimate_mean
 from clbench.results.records import Record
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def alt(explanation: Explanation) -> str:
     return f"Waterfall from {a} in A to {b} in B: {parts}."
 
 
-def drawn(explanation: Explanation, file_format: FileFormat) -> bytes:
+def draw_waterfall(explanation: Explanation, file_format: FileFormat) -> bytes:
     """Return the waterfall as the content of a file; the same numbers give the same bytes."""
     with style.styled():
-        return style.encoded(draw(explanation), TITLE, file_format)
+        return style.encode_figure(draw(explanation), TITLE, file_format)
 
 
 def draw(explanation: Explanation) -> Figure:
@@ -180,12 +180,12 @@ def table(explanation: Explanation) -> Table:
     contributions = (attribution.from_a, attribution.from_b, attribution.parts)
     rows = [Row(clean(factor.name), (Cell(clean(factor.change)), *(_cell(series[i], unit) for series in contributions)))
             for factor, i in explanation.ranked]
-    total = [Cell("")] + [_cell(summed(series), unit) for series in (attribution.from_a, attribution.from_b)]
+    total = [Cell("")] + [_cell(sum_changes(series), unit) for series in (attribution.from_a, attribution.from_b)]
     return Table("What the difference is made of", columns,
                  (*rows, Row("sum", (*total, _cell(attribution.difference, unit)))), corner="factor")
 
 
-def by_seed(explanation: Explanation) -> Table:
+def seed_table(explanation: Explanation) -> Table:
     """Return the table of each seed's outcomes and contributions."""
     attribution = explanation.attribution
     a, b = (measure.column for measure in explanation.measures)
@@ -198,7 +198,7 @@ def by_seed(explanation: Explanation) -> Table:
         for k, seed in enumerate(explanation.seeds)), corner="seed")
 
 
-def between(explanation: Explanation) -> str:
+def name_pair(explanation: Explanation) -> str:
     """Return the line that names the two experiments."""
     return clean(f"From {explanation.names[0]} (A) to {explanation.names[1]} (B)")
 
@@ -208,13 +208,13 @@ def settings(explanation: Explanation) -> list[tuple[str, str]]:
     return [(name, clean(f"{trial.benchmark}; scenario {trial.scenario}; {trial.model}; "
                          f"{notes.recipe(trial.trained_by)}; method {trial.method}"
                          + (f"; weights {notes.weights(trial.weights)}" if trial.weights else "")
-                         + (f"; accuracies on {notes.held_out(trial)}" if trial.validation else "")))
+                         + (f"; accuracies on {notes.describe_validation(trial)}" if trial.validation else "")))
             for name, trial in zip(("A", "B"), explanation.ends, strict=True)]
 
 
-def summed(series: Sequence[Estimate]) -> Estimate:
+def sum_changes(series: Sequence[Estimate]) -> Estimate:
     """Return the sum of several changes for each seed."""
-    return over_seeds(np.array([fsum(values) for values in zip(*(change.values for change in series), strict=True)]))
+    return estimate_mean(np.array([fsum(values) for values in zip(*(change.values for change in series), strict=True)]))
 
 
 def _cell(one: Estimate, unit: Unit) -> Cell:
@@ -248,7 +248,7 @@ def remarks(explanation: Explanation) -> list[str]:
     if open_factors:
         lines.append(f"The interval holds 0, so these seeds do not show a contribution: {', '.join(open_factors)}.")
     if count > 1:
-        sums = [summed(series) for series in (attribution.from_a, attribution.from_b)]
+        sums = [sum_changes(series) for series in (attribution.from_a, attribution.from_b)]
         total = signed(attribution.difference, unit, False)
         lines.append(f"Alone, the factors add up to {signed(sums[0], unit, False)} from A and "
                      f"{signed(sums[1], unit, False)} from B, together to {total}: "
@@ -261,14 +261,14 @@ def remarks(explanation: Explanation) -> list[str]:
 
 def files(explanation: Explanation) -> dict[str, str | bytes]:
     """Return the contents of explain.md, explain.html and the waterfall, by their paths."""
-    svg = drawn(explanation, "svg")
+    svg = draw_waterfall(explanation, "svg")
     return {"explain.md": markdown(explanation), "explain.html": page(explanation, svg), FIGURE: svg}
 
 
 def markdown(explanation: Explanation) -> str:
     """Return explain.md: result in a line, table, waterfall, remarks, values of each seed, settings and provenance."""
-    seeds = by_seed(explanation)
-    blocks = [f"# {HEADING}", escape(between(explanation)), f"**{escape(headline(explanation))}**",
+    seeds = seed_table(explanation)
+    blocks = [f"# {HEADING}", escape(name_pair(explanation)), f"**{escape(headline(explanation))}**",
               as_markdown(table(explanation)), f"![{escape(alt(explanation))}]({FIGURE})",
               bullets(remarks(explanation)), f"## {escape(seeds.title)}", as_markdown(seeds), "## Settings",
               pairs(settings(explanation)), "## Provenance", pairs(notes.provenance(explanation.records))]
@@ -277,7 +277,7 @@ def markdown(explanation: Explanation) -> str:
 
 def page(explanation: Explanation, svg: bytes) -> str:
     """Return explain.html with the waterfall in it."""
-    return render_page("explain.html", heading=HEADING, between=between(explanation), headline=headline(explanation),
-                       tables=[table(explanation), by_seed(explanation)], remarks=remarks(explanation),
+    return render_page("explain.html", heading=HEADING, between=name_pair(explanation), headline=headline(explanation),
+                       tables=[table(explanation), seed_table(explanation)], remarks=remarks(explanation),
                        picture=image_source(svg), alt=alt(explanation), figure=TITLE, settings=settings(explanation),
                        provenance=notes.provenance(explanation.records))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from clbench.core.objective import Metric, significant
+from clbench.core.objective import Metric, format_digits
 from clbench.core.options import format_value, recipe_options
 from clbench.experiment.trial import Trial
 from clbench.report.model import Unit
@@ -21,7 +21,7 @@ def options_of(trial: Trial) -> dict[str, Any]:
     return {**trial.method.options, **recipe_options(trial.own_recipe)}
 
 
-def plain(value: Any) -> Value:
+def to_plain(value: Any) -> Value:
     """Return an option's value as None, a bool, a finite number, or the text that the command line accepts."""
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -59,7 +59,7 @@ def clean(text: object) -> str:
 def number(value: float, unit: Unit) -> str:
     """Return a value in its unit: accuracies in %, counts as 1,234,567, times in s, bytes and FLOPs as 1.20 MB.
 
-    Nats, and values in a unit of the data, have three significant digits, but at most four decimals (`significant`).
+    Nats, and values in a unit of the data, have three significant digits, but at most four decimals (`format_digits`).
 
     >>> number(0.98314, "percent"), number(1234567, "count"), number(2_500_000, "bytes"), number(3.14159, "seconds")
     ('98.31', '1,234,567', '2.50 MB', '3.14')
@@ -69,15 +69,15 @@ def number(value: float, unit: Unit) -> str:
     ('6.58', '0.0423', '-4.23e-05')
     """
     if unit in ("percent", "points"):
-        return _fixed(100 * value, 2)
+        return _format_fixed(100 * value, 2)
     if unit in SIGNIFICANT:
-        return significant(value)
+        return format_digits(value)
     if unit == "count":
         return f"{value:,.0f}"
     if unit in _SYMBOLS:
         factor, name = _prefix(value, unit)
-        return f"{_short(value / factor) if factor > 1 else f'{value:,.0f}'} {name}"
-    return _short(value)
+        return f"{_format_short(value / factor) if factor > 1 else f'{value:,.0f}'} {name}"
+    return _format_short(value)
 
 
 def interval(mean: float, half_width: float | None, unit: Unit) -> str:
@@ -92,10 +92,10 @@ def interval(mean: float, half_width: float | None, unit: Unit) -> str:
         return f"{number(mean, unit)} ± n/a"
     if unit in SIGNIFICANT:
         size = max(abs(mean), abs(half_width))
-        return f"{significant(mean, size)} ± {significant(half_width, size)}"
+        return f"{format_digits(mean, size)} ± {format_digits(half_width, size)}"
     if unit in _SYMBOLS:
         factor, name = _prefix(mean, unit)
-        return f"{_short(mean / factor)} ± {_short(half_width / factor)} {name}"
+        return f"{_format_short(mean / factor)} ± {_format_short(half_width / factor)} {name}"
     return f"{number(mean, unit)} ± {number(half_width, unit)}"
 
 
@@ -110,7 +110,7 @@ def difference_unit(unit: Unit) -> Unit:
     return "points" if unit == "percent" else unit
 
 
-def in_unit(unit: Unit) -> str:
+def unit_suffix(unit: Unit) -> str:
     """Return the unit of a metric's value or difference as it follows a number, with a space; nothing without a name.
 
     >>> in_unit("percent"), in_unit("points"), in_unit("value")
@@ -131,7 +131,7 @@ def signed(value: float, unit: Unit) -> str:
 MANY = 12  # names in a sentence; a longer list is cut
 
 
-def named(names: Sequence[str], most: int = MANY) -> str:
+def list_names(names: Sequence[str], most: int = MANY) -> str:
     """Return names as a list. A long list is cut and ends with the number of the other names.
 
     >>> named(["ewc", "er"]), named(["ewc", "er", "lora", "pnn"], 2)
@@ -140,7 +140,7 @@ def named(names: Sequence[str], most: int = MANY) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
-def in_words(names: Sequence[str], most: int = MANY) -> str:
+def join_names(names: Sequence[str], most: int = MANY) -> str:
     """Return names as a list in a sentence. A long list is cut and ends with the number of the other names.
 
     >>> in_words(["EWC"]), in_words(["EWC", "ER"]), in_words(["EWC", "ER", "PNN", "SI"], 3)
@@ -153,12 +153,12 @@ def in_words(names: Sequence[str], most: int = MANY) -> str:
 LONG = 600  # characters of an alternative text; a longer text only repeats a table
 
 
-def brief(alt: str, title: str) -> str:
+def shorten_alt(alt: str, title: str) -> str:
     """Return the text that replaces a figure. If it is too long, return the title and where the numbers are."""
     return alt if len(alt) <= LONG else f"{title}; the numbers are in the tables"
 
 
-def by_task(values: list[int]) -> str:
+def describe_by_task(values: list[int]) -> str:
     """Describe one value per task in words. Equal neighbors are joined. A long list keeps its ends and its maximum.
 
     >>> by_task([478410, 4100, 4100])
@@ -185,7 +185,7 @@ def task_label(index: int, names: Sequence[str] = ()) -> str:
     return f"task {index + 1}" + (f": {names[index]}" if names else "")
 
 
-def listed(values: list[int]) -> str:
+def as_ranges(values: list[int]) -> str:
     """Return the distinct integers as a sorted list in which consecutive ones form a range: `0-2, 7`."""
     ranges: list[list[int]] = []
     for value in sorted(set(values)):
@@ -196,23 +196,23 @@ def listed(values: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in ranges)
 
 
-def listed_seeds(values: list[int]) -> str:
+def list_seeds(values: list[int]) -> str:
     """Return seeds as a list with the noun before it.
 
     >>> listed_seeds([0]), listed_seeds([0, 0, 1, 1, 2, 2])
     ('seed 0', 'seeds 0-2')
     """
-    return f"seed{'s' * (len(set(values)) > 1)} {listed(values)}"
+    return f"seed{'s' * (len(set(values)) > 1)} {as_ranges(values)}"
 
 
-def _fixed(value: float, digits: int) -> str:
+def _format_fixed(value: float, digits: int) -> str:
     text = f"{value:,.{digits}f}"
     return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 
 
-def _short(value: float) -> str:
+def _format_short(value: float) -> str:
     """Return a number with about three digits, and at least the digits of its integer part."""
-    return _fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
+    return _format_fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
 
 
 def _prefix(value: float, unit: Unit) -> tuple[float, str]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from clbench.core.errors import ClbenchError
 from clbench.report.analysis.paired_tests import compare
-from clbench.report.analysis.readable import readable
+from clbench.report.analysis.readable import name_settings
 from clbench.report.columns import find_tested
-from clbench.report.formatting import column_names, options_of, plain
+from clbench.report.formatting import column_names, options_of, to_plain
 from clbench.report.model import Table, Unit
 from clbench.report.tables import build
 from clbench.results.records import Record, matrices
@@ -34,13 +34,13 @@ def tidy(records: Sequence[Record]) -> DataFrame:
     rows: list[dict[str, Any]] = []
     all_options: list[dict[str, Any]] = []
     metric_names: dict[str, None] = {}
-    for setting in readable(records, ids=True):
+    for setting in name_settings(records, ids=True):
         for method in setting.methods:
             for record in method.records:
                 values = (record.key, setting.title, record.trial.scenario, method.label, method.strategy,
                           method.reference, record.status)
                 facts = dict(zip(LEADING_COLUMNS, values, strict=True))
-                options = {name: plain(value) for name, value in options_of(record.trial).items()}
+                options = {name: to_plain(value) for name, value in options_of(record.trial).items()}
                 by_metric = matrices(record)
                 metric_names |= dict.fromkeys(by_metric)
                 for learned, task in product(range(len(record.R)), range(len(record.R[0]) if record.R else 0)):
@@ -50,7 +50,7 @@ def tidy(records: Sequence[Record]) -> DataFrame:
     trailing = (*TRAILING_COLUMNS, *metric_names)
     names = column_names(all_options, (*LEADING_COLUMNS, *trailing))
     table = {name: pandas.Series([row[name] for row in rows]) for name in LEADING_COLUMNS}
-    table |= {column: _typed([options.get(name) for options in all_options]) for name, column in names.items()}
+    table |= {column: _set_type([options.get(name) for options in all_options]) for name, column in names.items()}
     table |= {name: pandas.Series([row.get(name) for row in rows]) for name in trailing}
     return pandas.DataFrame(table)
 
@@ -78,7 +78,7 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
         SpecError: no method has the baseline's label, or no tested metric has one of the names.
     """
     titles = [metrics] if isinstance(metrics, str) else list(metrics)
-    settings = readable(records, baseline, "results.summary()['method']", ids=True)
+    settings = name_settings(records, baseline, "results.summary()['method']", ids=True)
     rows: list[dict[str, Any]] = []
     verdicts = []
     all_measures = [m for s in settings for m in s.measures]
@@ -125,11 +125,11 @@ def _frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     names = [*(name for name in column_names if name not in last_names), *last_names]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return pandas.DataFrame({  # a column without values is one of numbers, because texts are never missing
-        name: pandas.Series(values, dtype="float64") if set(values) == {None} else _typed(values)
+        name: pandas.Series(values, dtype="float64") if set(values) == {None} else _set_type(values)
         for name, values in columns.items()})
 
 
-def _typed(values: Sequence[Any]) -> Series[Any]:
+def _set_type(values: Sequence[Any]) -> Series[Any]:
     """Return a column with the type that its values share, apart from missing values."""
     pandas = _pandas()
     kinds = {type(value) for value in values if value is not None}

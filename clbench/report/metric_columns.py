@@ -51,11 +51,11 @@ def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tupl
     titles = [f"{name} ({digest[:SHOWN_DIGITS] or 'unknown content'})" if names.count(name) > 1 else name
               for name, digest in texts]
     index = measures.index(TASK_INFERENCE)
-    general = (_general(*text, title) for text, title in zip(texts, titles, strict=True))
+    general = (_general_measure(*text, title) for text, title in zip(texts, titles, strict=True))
     return (*measures[:index], *general, *measures[index:])
 
 
-def _general(name: str, digest: str, title: str) -> Measure:
+def _general_measure(name: str, digest: str, title: str) -> Measure:
     unit = difference_unit(unit_of(NLL))
 
     def change(record: Record, _: Record | None) -> float | None:
@@ -75,42 +75,42 @@ def _measures_of(metric: Metric) -> tuple[Measure, ...]:
     other_metrics = [other for other in objective_of(metric).metrics if other != metric]
     return (*_final_and_learned(metric), _forgetting(metric, "forgetting", COMPARISON),
             *chain.from_iterable(map(_final_and_learned, other_metrics)), TASK_INFERENCE, TRAINABLE, BYTES, COMPUTE,
-            TIME, *_more(metric),
+            TIME, *_more_measures(metric),
             *(_forgetting(other, f"forgetting of {other.label}", MORE_METRICS) for other in other_metrics),
             replace(TOTAL, table=MORE_COSTS), *(m for m in MEASURES if m.table == MORE_COSTS))
 
 
 def _final_and_learned(metric: Metric) -> Sequence[Measure]:
     unit = unit_of(metric)
-    return (Measure(Column(metric.short, unit, metric.direction, f"final {metric.label}"), _of(metric, metrics.acc),
+    return (Measure(Column(metric.short, unit, metric.direction, f"final {metric.label}"), _reader(metric, metrics.acc),
                     COMPARISON, tested=True, in_report=True, metric=metric),
             Measure(Column(f"learned {metric.short}", unit, metric.direction, f"learned {metric.label}"),
-                    _of(metric, metrics.learning_accuracy), COMPARISON, tested=True))
+                    _reader(metric, metrics.learning_accuracy), COMPARISON, tested=True))
 
 
 def _forgetting(metric: Metric, title: str, table: str) -> Measure:
     return Measure(Column(title, difference_unit(unit_of(metric)), "down"),
-                   _of(metric, lambda R: metrics.forgetting(R, metric)), table, tested=True,
+                   _reader(metric, lambda R: metrics.forgetting(R, metric)), table, tested=True,
                    in_report=table == COMPARISON)
 
 
-def _more(metric: Metric) -> Sequence[Measure]:
+def _more_measures(metric: Metric) -> Sequence[Measure]:
     difference = difference_unit(unit_of(metric))
 
     def intransigence(record: Record, joint: Record | None) -> float | None:
         R, joint_R = (matrices(source).get(metric.name) if source else None for source in (record, joint))
         return metrics.intransigence(R, joint_R, metric) if R and joint_R and len(R) == len(joint_R) else None
 
-    return (Measure(Column("BWT", difference, "up", "backward transfer"), _of(metric, lambda R: metrics.bwt(R, metric)),
-                    MORE_METRICS, tested=True),
+    return (Measure(Column("BWT", difference, "up", "backward transfer"),
+                    _reader(metric, lambda R: metrics.bwt(R, metric)), MORE_METRICS, tested=True),
             Measure(Column(f"average incremental {metric.label}", unit_of(metric), metric.direction),
-                    _of(metric, metrics.aia), MORE_METRICS, tested=True),
-            Measure(Column("FWT", difference, "up", "forward transfer"), _of(metric, lambda R: metrics.fwt(R, metric)),
-                    MORE_METRICS, tested=True),
+                    _reader(metric, metrics.aia), MORE_METRICS, tested=True),
+            Measure(Column("FWT", difference, "up", "forward transfer"),
+                    _reader(metric, lambda R: metrics.fwt(R, metric)), MORE_METRICS, tested=True),
             Measure(Column("intransigence", difference, "down"), intransigence, MORE_METRICS, tested=True,
                     optional=True, needs_joint=True))
 
 
-def _of(metric: Metric, value: Callable[[metrics.Matrix], float | None]) -> Value:
+def _reader(metric: Metric, value: Callable[[metrics.Matrix], float | None]) -> Value:
     """Return a function that computes a value from a record's matrix of a metric, with the value None without it."""
     return lambda record, _: value(R) if (R := matrices(record).get(metric.name)) else None

@@ -10,7 +10,7 @@ from clbench.report.analysis.headline import LEADS
 from clbench.report.formatting import clean
 from clbench.report.model import Cell, Column, Row, Section, Table
 from clbench.report.tables import build
-from clbench.results.records import Record, by_metric
+from clbench.results.records import Record, select_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ _STYLE = ("<style>.clbench table {border-collapse: collapse; margin: .4em 0; fon
           ".clbench p {margin: .2em 0; max-width: 60em} .clbench .problem {color: #c0392b}</style>")
 
 
-def in_a_line(records: Sequence[Record]) -> str:
+def describe_records(records: Sequence[Record]) -> str:
     """Describe the records in one line: their number, methods and number of seeds."""
     methods = list(dict.fromkeys(clean(r.label) for r in records))
     if not methods:
@@ -45,7 +45,7 @@ def _plural(noun: str, number: int) -> str:
 def html(records: Sequence[Record]) -> str:
     """Return the first lines and the table of each setting as HTML. Text from records is escaped."""
     if not records:
-        return f"<p>{escape(in_a_line(records))}</p>"
+        return f"<p>{escape(describe_records(records))}</p>"
     report = build(records)
     sections = [_section(section) for section in report.sections]
     return f'<div class="clbench">{_STYLE}{"".join(sections)}</div>'
@@ -107,7 +107,7 @@ class Results(list[Record]):
         Raises:
             SpecError: a record lacks the metric.
         """
-        return Results(by_metric(self, name))
+        return Results(select_metric(self, name))
 
     def frame(self) -> DataFrame:
         """Return a tidy pandas `DataFrame` with one row for each accuracy.
@@ -207,7 +207,7 @@ class Results(list[Record]):
 
     def __repr__(self) -> str:
         """Return a one-line description."""
-        return in_a_line(self)
+        return describe_records(self)
 
     def _repr_html_(self) -> str:
         """Return the first lines and comparison tables as HTML, which notebooks show."""

@@ -11,16 +11,16 @@ from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.report.analysis import errors, notes
 from clbench.report.analysis.advice import cautions
-from clbench.report.analysis.choosing import choosable
-from clbench.report.analysis.facts import facts, leading
+from clbench.report.analysis.choosing import find_choosable
+from clbench.report.analysis.facts import choose_leading, facts
 from clbench.report.analysis.families import Family
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.headline import difference_column, headline
-from clbench.report.analysis.learning import answers, stability_gaps, unlearned
+from clbench.report.analysis.learning import build_answers, stability_gaps, unlearned
 from clbench.report.analysis.method_records import MARKS, RECIPE, MethodRecords, done_records
 from clbench.report.analysis.names import named_tasks
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
-from clbench.report.analysis.readable import readable
+from clbench.report.analysis.readable import name_settings
 from clbench.report.columns import (
     BYTES_BY_ROLE,
     COMPARISON,
@@ -41,7 +41,16 @@ from clbench.report.figures.arrival import arrival_figure, arrivals
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
 from clbench.report.figures.ranks import ranking
-from clbench.report.formatting import by_task, clean, in_words, listed, listed_seeds, number, task_label, unit_of
+from clbench.report.formatting import (
+    as_ranges,
+    clean,
+    describe_by_task,
+    join_names,
+    list_seeds,
+    number,
+    task_label,
+    unit_of,
+)
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
 from clbench.results.records import Record, metrics_of
 
@@ -65,8 +74,8 @@ def build(records: Sequence[Record], baseline: str | None = None, *, ids: bool =
         StoreError: there are no records, or one trial has two records that disagree.
         SpecError: no setting has the baseline, or records lack the metric.
     """
-    settings = readable(records, baseline, "clbench report without --baseline", ids=ids, registry=registry,
-                        metric=metric)
+    settings = name_settings(records, baseline, "clbench report without --baseline", ids=ids, registry=registry,
+                             metric=metric)
     records = [record for setting in settings for record in setting.records]
     tables, verdicts, figures = ranking(settings) or ((), (), ())
     return Report("Continual-learning comparison",
@@ -104,7 +113,7 @@ def _section(setting: Setting, slug: str) -> Section:
         setting=notes.summary(records, seeds),
         comparison=comparison,
         details=(*error_tables, metrics, *curve_tables, costs, *by_role, *([arriving] if arriving else []),
-                 *answers(methods)),
+                 *build_answers(methods)),
         matrices=tuple(m for method in methods if (m := _matrix(method)) is not None),
         seeds=seeds,
         problems=tuple(_problems(methods)),
@@ -117,7 +126,7 @@ def _section(setting: Setting, slug: str) -> Section:
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=(*error_figures, *_some(section_figures, setting, slug, points, results, section_facts),
+        figures=(*error_figures, *_select_figures(section_figures, setting, slug, points, results, section_facts),
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
@@ -127,7 +136,7 @@ def _section(setting: Setting, slug: str) -> Section:
         headline=headline(setting, section_facts),
         footnote=footnote(setting, section_facts),
         facts=section_facts,
-        choosable=choosable(setting, families.get(setting.final)),
+        choosable=find_choosable(setting, families.get(setting.final)),
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
         metric=setting.metric,
@@ -143,16 +152,17 @@ def _table(title: str, measures: Sequence[Measure], setting: Setting, families: 
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown_measures)), rows)
 
 
-def _some(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug: str, points: Sequence[FigurePoint],
-          results: Sequence[Result], section_facts: Facts) -> tuple[FigureData, ...]:
+def _select_figures(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug: str,
+                    points: Sequence[FigurePoint], results: Sequence[Result], section_facts: Facts
+                    ) -> tuple[FigureData, ...]:
     """Return a section's figures. If there are too many methods to fit, the figures show only the leading ones."""
     if len(results) <= MOST_DRAWN:
         return figures(setting.title, slug, points, results, setting.metric)
-    labels = leading(section_facts, BEST_DRAWN, [TRAINABLE.column.title, COMPUTE.column.title])
+    labels = choose_leading(section_facts, BEST_DRAWN, [TRAINABLE.column.title, COMPUTE.column.title])
     words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
     groups = [f"the {BEST_DRAWN} {words}", "the Pareto fronts of trainable parameters and training compute",
               *(compared.other for compared in section_facts.compared)]
-    remark = f" It shows {len(labels)} of {len(results)} methods: {in_words(groups)}. report.html has all methods."
+    remark = f" It shows {len(labels)} of {len(results)} methods: {join_names(groups)}. report.html has all methods."
     drawn = figures(setting.title, slug, [p for p in points if p.label in labels],
                     [r for r in results if r.label in labels], setting.metric)
     return tuple(replace(figure, caption=figure.caption + remark) for figure in drawn)
@@ -164,7 +174,7 @@ def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:
     if not any(growth):
         return costs
     return replace(costs, columns=(*costs.columns, Column("trainable by task", "text")),
-                   rows=tuple(replace(row, cells=(*row.cells, Cell(by_task(counts) if counts else "")))
+                   rows=tuple(replace(row, cells=(*row.cells, Cell(describe_by_task(counts) if counts else "")))
                               for row, counts in zip(costs.rows, growth, strict=True)))
 
 
@@ -217,20 +227,20 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
                 yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{progress}{reason} "
                             f"(record {record.key})")
         if method.missing:
-            yield f"{method.label}: no record for {listed_seeds(method.missing)}"
+            yield f"{method.label}: no record for {list_seeds(method.missing)}"
 
 
 def _tasks(count: int) -> str:
     return f"{count} finished task{'s' * (count != 1)}"
 
 
-def _stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
+def _note_stale(methods: Sequence[MethodRecords]) -> Iterable[str]:
     """Yield a note on results whose code or data have changed since, or differ between seeds."""
     for m in methods:
-        yield from (clean(f"{m.label}: the results of {listed_seeds(seeds)} are stale, because {reason} changed after "
+        yield from (clean(f"{m.label}: the results of {list_seeds(seeds)} are stale, because {reason} changed after "
                           "they were made; --keep-stale kept them") for reason, seeds in m.stale.items())
         if len(m.codes) > 1:
-            states = ", ".join(f"{code[:8]} ({listed_seeds(seeds)})" for code, seeds in m.codes.items())
+            states = ", ".join(f"{code[:8]} ({list_seeds(seeds)})" for code, seeds in m.codes.items())
             yield (f"{m.label}: its seeds come from different states of its code ({states}), so its mean mixes several "
                    "methods")
     for part in ("benchmark", "model"):
@@ -254,15 +264,15 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
         if description := notes.own_recipe(m.label, m.records[0].trial):
             recipes.setdefault(description, []).append(m.label)
     yield from (f"{', '.join(labels)}: {description}" for description, labels in recipes.items())
-    yield from _stale(methods)
+    yield from _note_stale(methods)
     for m in methods:
         if m.done and not m.complete:
-            yield (f"{m.label}: only {listed_seeds([r.trial.seed for r in m.done])} of {listed(list(m.seeds))} gave a "
+            yield (f"{m.label}: only {list_seeds([r.trial.seed for r in m.done])} of {as_ranges(list(m.seeds))} gave a "
                    "result. Its means leave out the others, so it cannot be the significantly best")
     if any(len(m.done) == 1 for m in methods):
         yield "n/a means that one seed gives no interval"
     if fitted := [m.label for m in methods if m.done and all(r.costs.trainable[-1:] == [0] for r in m.done)]:
-        yield (f"{in_words(fitted)} trained nothing by gradients in the last task, so "
+        yield (f"{join_names(fitted)} trained nothing by gradients in the last task, so "
                f"{'they' if len(fitted) > 1 else 'it'} cannot have the fewest trainable parameters. Storage includes "
                "what was fitted instead")
     yield from (f"{m.label}: the {metrics_of(m.done)[0].label} matrix R is not shown, because its seeds have streams "

@@ -75,17 +75,17 @@ def attribute(table: Table, factors: int, orders: Sequence[Order] = ()) -> Attri
     outcomes = {combination: np.asarray(values, dtype=np.float64) for combination, values in table.items()}
     all_factors = 2**factors - 1
     if orders:
-        contributions = np.stack([_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
+        contributions = np.stack([_changes_along(outcomes, order) for order in orders])  # [orders, factors, seeds]
         pairs = (contributions[0::2] + contributions[1::2]) / 2
-        parts = tuple(crossed(pairs[:, i]) for i in range(factors))
+        parts = tuple(estimate_crossed(pairs[:, i]) for i in range(factors))
     else:
-        parts = tuple(over_seeds(values) for values in shapley(outcomes, factors))
+        parts = tuple(estimate_mean(values) for values in shapley(outcomes, factors))
     singles = [1 << i for i in range(factors)]
-    return Attribution(over_seeds(outcomes[0]), over_seeds(outcomes[all_factors]),
-                       over_seeds(outcomes[all_factors] - outcomes[0]), parts,
-                       tuple(over_seeds(outcomes[single] - outcomes[0]) for single in singles),
-                       tuple(over_seeds(outcomes[all_factors] - outcomes[all_factors - single]) for single in singles),
-                       len(orders))
+    last_changes = tuple(estimate_mean(outcomes[all_factors] - outcomes[all_factors - single]) for single in singles)
+    return Attribution(estimate_mean(outcomes[0]), estimate_mean(outcomes[all_factors]),
+                       estimate_mean(outcomes[all_factors] - outcomes[0]), parts,
+                       tuple(estimate_mean(outcomes[single] - outcomes[0]) for single in singles),
+                       last_changes, len(orders))
 
 
 def shapley(outcomes: Mapping[int, Array], factors: int) -> list[Array]:
@@ -99,7 +99,7 @@ def shapley(outcomes: Mapping[int, Array], factors: int) -> list[Array]:
             for i in range(factors)]
 
 
-def _along(outcomes: Mapping[int, Array], order: Order) -> Array:
+def _changes_along(outcomes: Mapping[int, Array], order: Order) -> Array:
     """Return the change that each factor causes if the factors are switched in this order, [factors, seeds]."""
     import numpy as np
 
@@ -110,14 +110,14 @@ def _along(outcomes: Mapping[int, Array], order: Order) -> Array:
     return changes
 
 
-def over_seeds(values: Array) -> Estimate:
+def estimate_mean(values: Array) -> Estimate:
     """Return the mean of values per seed with its Student t interval."""
     seeds = len(values)
     half = half_width(float(values.std(ddof=1)) / math.sqrt(seeds), seeds - 1) if seeds > 1 else None
     return Estimate(float(values.mean()), half, tuple(map(float, values)))
 
 
-def crossed(values: Array) -> Estimate:
+def estimate_crossed(values: Array) -> Estimate:
     """Return the mean of values [pairs of orders, seeds] with an interval that covers other seeds and other orders.
 
     Seeds and pairs are crossed random effects (`clbench.results.items.cross`). A single seed has no interval.
@@ -158,9 +158,9 @@ def draw(factors: int, most: int, free: int = 0) -> list[Order]:
     """
     if all_trials(factors, free) <= most:
         return []
-    if least(factors, free) > most:
+    if count_least_trainings(factors, free) > most:
         raise ClbenchError(f"{factors} factors have {2**factors} combinations, and even a sample of orders needs "
-                           f"{least(factors, free)} trainings per seed, more than {most}")
+                           f"{count_least_trainings(factors, free)} trainings per seed, more than {most}")
     orders: list[Order] = []
     for pair in _pairs(factors):
         if trials(needed(factors, [*orders, *pair]), free) > most:
@@ -169,7 +169,7 @@ def draw(factors: int, most: int, free: int = 0) -> list[Order]:
     return orders
 
 
-def least(factors: int, free: int = 0) -> int:
+def count_least_trainings(factors: int, free: int = 0) -> int:
     """Return the smallest possible number of trainings per seed, of a sample of orders or of all combinations."""
     orders = list(itertools.chain.from_iterable(itertools.islice(_pairs(factors), LEAST_PAIRS)))
     return min(trials(needed(factors, orders), free), all_trials(factors, free))

@@ -51,7 +51,7 @@ def accuracies(curve: Curve, task: int) -> list[list[float]]:
             for row in zip(*curve.right[task], strict=True)]
 
 
-def after(curve: Curve, task: int) -> list[float]:
+def row_after(curve: Curve, task: int) -> list[float]:
     """Return the accuracy on each task so far after consolidation of a task."""
     return [count / curve.samples[j] for j, count in enumerate(curve.after[task])]
 
@@ -59,7 +59,7 @@ def after(curve: Curve, task: int) -> list[float]:
 def learning(curve: Curve, task: int) -> list[tuple[int, list[float]]]:
     """Return the steps and accuracies of a task's points after its steps, followed by its point after consolidation."""
     steps, rows = curve.steps[task], accuracies(curve, task)
-    return [*((step, row) for step, row in zip(steps, rows, strict=True) if step), (steps[-1], after(curve, task))]
+    return [*((step, row) for step, row in zip(steps, rows, strict=True) if step), (steps[-1], row_after(curve, task))]
 
 
 def min_acc(curve: Curve) -> float | None:
@@ -83,7 +83,7 @@ def wc_acc(curve: Curve) -> float | None:
     None for a single task. De Lange et al. 2023.
     """
     tasks, min_accuracy = len(curve.after), min_acc(curve)
-    return None if min_accuracy is None else after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * min_accuracy
+    return None if min_accuracy is None else row_after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * min_accuracy
 
 
 def anytime(curve: Curve) -> float:
@@ -92,13 +92,13 @@ def anytime(curve: Curve) -> float:
     A point represents the steps since the point before it. Every task has the same weight. A task without steps counts
     with its accuracy after consolidation. Caccia et al. 2020; Koh et al. 2022 average over samples.
     """
-    return fmean(_over_steps(curve, task) for task in range(len(curve.after)))
+    return fmean(_mean_over_steps(curve, task) for task in range(len(curve.after)))
 
 
-def _over_steps(curve: Curve, task: int) -> float:
+def _mean_over_steps(curve: Curve, task: int) -> float:
     steps = curve.steps[task]
     if not steps[-1]:
-        return fmean(after(curve, task))
+        return fmean(row_after(curve, task))
     means = list(map(fmean, accuracies(curve, task)))
     return sum((b - a) * mean for a, b, mean in zip(steps, steps[1:], means[1:], strict=False)) / steps[-1]
 
@@ -110,7 +110,7 @@ def gaps(curve: Curve) -> list[Gap]:
 
 def _gap(curve: Curve, task: int) -> Gap:
     series = old_tasks(curve, task)
-    before, end = fmean(after(curve, task - 1)), series[-1][1]
+    before, end = fmean(row_after(curve, task - 1)), series[-1][1]
     lowest_step, lowest = min(series, key=lambda point: point[1])
     recovery_step = next(step for step, mean in series if step >= lowest_step and mean >= end - NEAR)
     return Gap(before, lowest, end, lowest_step, recovery_step if end - lowest > NEAR else None)
@@ -161,7 +161,7 @@ class Curve(BaseModel):
         [], description="Number of correct predictions on each task up to the trained one, after consolidation.")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Curve:
+    def _check(self) -> Curve:
         """Check that there is a number for each point and that there are no more right answers than samples."""
         for index, (steps, right) in enumerate(zip(self.steps, self.right, strict=True)):
             if len(right) != index + 1 or any(len(series) != len(steps) for series in right):

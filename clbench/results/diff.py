@@ -117,7 +117,7 @@ def name(record: Record) -> str:
     return f"{record.label}, seed {trial.seed} ({trial.benchmark.name}, {trial.scenario}, {trial.model.name})"
 
 
-def by_method(records: Sequence[Record]) -> list[Record]:
+def group_by_method(records: Sequence[Record]) -> list[Record]:
     """Return the records grouped by method. Methods are in the order in which they were first run."""
     labels = list(dict.fromkeys(r.label for r in records))
     return sorted(records, key=lambda r: labels.index(r.label))
@@ -156,7 +156,7 @@ class Changes:
         return bool(self.only_before or self.only_after or not all(change.notes_only for change in self.changed))
 
 
-def between(before: Sequence[Record], after: Sequence[Record]) -> Changes:
+def compare(before: Sequence[Record], after: Sequence[Record]) -> Changes:
     """Return what changed from the records of one run to those of another. Each run has a trial at most once."""
     old, new = {r.key: r for r in before}, {r.key: r for r in after}
     pairs = [(record, new[key]) for key, record in old.items() if key in new]
@@ -168,7 +168,7 @@ def between(before: Sequence[Record], after: Sequence[Record]) -> Changes:
 def differences(before: Record, after: Record) -> Iterator[str]:
     """Return a line for each fact in which two records of a trial differ. Timings and provenance do not count."""
     for name in ("label", "reference"):
-        yield from _plain(name, getattr(before, name), getattr(after, name))
+        yield from _diff_values(name, getattr(before, name), getattr(after, name))
     old, new = before.outcome(), after.outcome()
     for name in dict.fromkeys([*old, *new]):
         a: Any = old.get(name)
@@ -181,9 +181,9 @@ def differences(before: Record, after: Record) -> Iterator[str]:
             yield from (_matrix(part, a[part], b[part], METRICS[part]) for part in a if a[part] != b[part])
         elif isinstance(a, dict) and isinstance(b, dict):
             for part in dict.fromkeys([*a, *b]):
-                yield from _plain(f"{name}.{part}", a.get(part), b.get(part))
+                yield from _diff_values(f"{name}.{part}", a.get(part), b.get(part))
         else:
-            yield from _plain(name, a, b)
+            yield from _diff_values(name, a, b)
     if line := curve_difference(before, after):
         yield line
     yield from note_differences(before, after)
@@ -191,8 +191,8 @@ def differences(before: Record, after: Record) -> Iterator[str]:
 
 def note_differences(before: Record, after: Record) -> Iterator[str]:
     """Return a line for each note that only one of two records of a trial has."""
-    yield from (f"note gone: {_short(note)}" for note in before.notes if note not in after.notes)
-    yield from (f"new note: {_short(note)}" for note in after.notes if note not in before.notes)
+    yield from (f"note gone: {_shorten(note)}" for note in before.notes if note not in after.notes)
+    yield from (f"new note: {_shorten(note)}" for note in after.notes if note not in before.notes)
 
 
 def curve_difference(before: Record, after: Record) -> str | None:
@@ -224,7 +224,7 @@ def setting(before: Record, after: Record) -> Iterator[str]:
     for name in dict.fromkeys([*old, *new]):
         a, b = (flat(trial.get(name, {})) for trial in (old, new))
         for part in dict.fromkeys([*a, *b]):
-            yield from _plain(name + part, a.get(part, "absent"), b.get(part, "absent"))
+            yield from _diff_values(name + part, a.get(part, "absent"), b.get(part, "absent"))
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -264,11 +264,11 @@ def _shape(matrix: Matrix) -> list[int]:
     return [len(row) for row in matrix]
 
 
-def _plain(name: str, a: Any, b: Any) -> Iterator[str]:
+def _diff_values(name: str, a: Any, b: Any) -> Iterator[str]:
     if a != b:
-        yield f"{name}: {_short(a)} -> {_short(b)}"
+        yield f"{name}: {_shorten(a)} -> {_shorten(b)}"
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= _MOST else f"{text[:_MOST - 3]}..."

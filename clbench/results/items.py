@@ -50,7 +50,7 @@ class ItemResults(RecordPart):
                          "Empty if all tasks have the same number of test images, and in older records.")
 
     @model_validator(mode="after")
-    def _whole(self) -> ItemResults:
+    def _check(self) -> ItemResults:
         """Check that there is a bit and, if tasks are stored, a task for each answer."""
         answers = self.tasks * self.count
         try:
@@ -259,7 +259,7 @@ class ItemScores(RecordPart):
 
     @field_validator("content")
     @classmethod
-    def _decodable(cls, content: str) -> str:
+    def _check_content(cls, content: str) -> str:
         """Check that the content is base64."""
         try:
             base64.b64decode(content, validate=True)

@@ -28,21 +28,21 @@ def acc(R: Matrix) -> float:
 
     Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
-    return fmean(_checked(R)[-1])
+    return fmean(_check_matrix(R)[-1])
 
 
-def seen(R: Matrix) -> list[float]:
+def mean_seen(R: Matrix) -> list[float]:
     """Return the mean accuracy over the tasks seen so far after each task i, 1/i sum_{j <= i} a(i, j)."""
-    return [fmean(row[:i]) for i, row in enumerate(_checked(R)) if i]
+    return [fmean(row[:i]) for i, row in enumerate(_check_matrix(R)) if i]
 
 
 def aia(R: Matrix) -> float:
-    """Return the average incremental accuracy, AIA = 1/T sum_i (1/i sum_{j <= i} a(i, j)), the mean of `seen`.
+    """Return the average incremental accuracy, AIA = 1/T sum_i (1/i sum_{j <= i} a(i, j)), the mean of `mean_seen`.
 
     Source: the average incremental accuracy of Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725), with each task's
     accuracy weighing the same.
     """
-    return fmean(seen(R))
+    return fmean(mean_seen(R))
 
 
 def pooled_seen(R: Matrix, samples: Sequence[int]) -> list[float]:
@@ -54,7 +54,7 @@ def pooled_seen(R: Matrix, samples: Sequence[int]) -> list[float]:
         R: the matrix.
         samples: the number of test samples of each task.
     """
-    return [_weighted(row[:i], samples[:i]) for i, row in enumerate(_checked(R)) if i]
+    return [_weighted_mean(row[:i], samples[:i]) for i, row in enumerate(_check_matrix(R)) if i]
 
 
 def acc_pooled(R: Matrix, samples: Sequence[int]) -> float:
@@ -62,7 +62,7 @@ def acc_pooled(R: Matrix, samples: Sequence[int]) -> float:
 
     Source: the accuracy over all seen classes of Rebuffi et al. 2017 (iCaRL, arXiv 1611.07725).
     """
-    return _weighted(_checked(R)[-1], samples)
+    return _weighted_mean(_check_matrix(R)[-1], samples)
 
 
 def aia_pooled(R: Matrix, samples: Sequence[int]) -> float:
@@ -78,7 +78,7 @@ def aia_pooled_all(R: Matrix, samples: Sequence[int]) -> float:
 
     Source: the domain-incremental results of McDonnell et al. 2023 (RanPAC, arXiv 2307.02251).
     """
-    return fmean(_weighted(row, samples) for row in _checked(R)[1:])
+    return fmean(_weighted_mean(row, samples) for row in _check_matrix(R)[1:])
 
 
 def forgetting_per_task(R: Matrix, metric: Metric = ACCURACY) -> list[float]:
@@ -86,7 +86,7 @@ def forgetting_per_task(R: Matrix, metric: Metric = ACCURACY) -> list[float]:
 
     Source: Chaudhry et al. 2018 (RWalk, arXiv 1801.10112), equation 3, from the row after the task was trained on.
     """
-    rows = _checked(R)
+    rows = _check_matrix(R)
     last = len(rows) - 1
     return [metric.gain(rows[last][j], metric.best(row[j] for row in rows[j + 1:last])) for j in range(last - 1)]
 
@@ -104,7 +104,7 @@ def bwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
 
     Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
-    rows = _checked(R)
+    rows = _check_matrix(R)
     return mean_or_none([metric.gain(rows[j + 1][j], rows[-1][j]) for j in range(len(rows) - 2)])
 
 
@@ -115,7 +115,7 @@ def fwt(R: Matrix, metric: Metric = ACCURACY) -> float | None:
 
     Source: Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840), section 2.
     """
-    rows = _checked(R)
+    rows = _check_matrix(R)
     return mean_or_none([metric.gain(rows[0][j], rows[j][j]) for j in range(1, len(rows) - 1)])
 
 
@@ -153,10 +153,10 @@ def intransigence(R: Matrix, joint: Matrix, metric: Metric = ACCURACY) -> float:
 
 
 def _diagonal(R: Matrix) -> list[float]:
-    return [row[i - 1] for i, row in enumerate(_checked(R)) if i]
+    return [row[i - 1] for i, row in enumerate(_check_matrix(R)) if i]
 
 
-def _weighted(accuracies: Sequence[float], samples: Sequence[int]) -> float:
+def _weighted_mean(accuracies: Sequence[float], samples: Sequence[int]) -> float:
     """Return the mean of the accuracies of tasks, weighted by their numbers of test samples."""
     if len(accuracies) != len(samples):
         raise ClbenchError(f"R has {len(accuracies)} task(s), but {len(samples)} numbers of test samples were given; "
@@ -169,7 +169,7 @@ def mean_or_none(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def _checked(R: Matrix) -> list[list[float]]:
+def _check_matrix(R: Matrix) -> list[list[float]]:
     """Return R as lists of floats, or raise an error about its shape or values."""
     rows = [list(map(float, row)) for row in R]
     tasks = len(rows) - 1

@@ -92,17 +92,17 @@ def seeds_to_show(differences: Sequence[float], family: int, crossed: Crossed | 
         return None
     mean, deviation = abs(fmean(differences)), stdev(differences)
 
-    def shown(seeds: int) -> bool:
+    def is_significant(seeds: int) -> bool:
         if crossed:
             return family * crossed.with_seeds(seeds).p <= ALPHA
         if deviation <= ROUNDING:  # as in `paired_t_p`
             return family * smallest_p(seeds) <= ALPHA
         return family * 2 * float(stdtr(seeds - 1, -mean * math.sqrt(seeds) / deviation)) <= ALPHA
 
-    if not shown(MOST_SEEDS):
+    if not is_significant(MOST_SEEDS):
         return None
     low, high = n, MOST_SEEDS  # bisection works, because more seeds give a smaller p
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if shown(middle) else (middle, high)
+        low, high = (low, middle) if is_significant(middle) else (middle, high)
     return high

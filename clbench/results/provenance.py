@@ -115,7 +115,7 @@ def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = ident
     Args:
         trial: a trial whose method, benchmark and model are installed.
         registry: the installed methods, benchmarks and models.
-        hashed: `identity.hash_of` for the code on disk, `identity.running` for the code that this process imported.
+        hashed: `identity.hash_of` for the code on disk, `identity.hash_running` for the code of this process.
     """
     code: dict[str, Code] = {}
     for part, names in packages_of(trial, registry).items():
@@ -148,7 +148,7 @@ def changed_parts(record: Record, code: Mapping[str, Code]) -> list[str]:
             if (new := code.get(part)) is not None and old.hash and new.hash and old.hash != new.hash]
 
 
-def changed(record: Record, code: Mapping[str, Code], data: str = "") -> list[str]:
+def describe_changes(record: Record, code: Mapping[str, Code], data: str = "") -> list[str]:
     """Describe which code and data of a record have changed. Code and data of unknown origin are not compared.
 
     Args:
@@ -172,7 +172,7 @@ def _version(code: Code) -> str:
     return "" if "sha256:" in code.release else code.release
 
 
-def by_reason(stale: Iterable[tuple[Record, list[str]]]) -> list[str]:
+def group_by_reason(stale: Iterable[tuple[Record, list[str]]]) -> list[str]:
     """Return a line for each method and reason: `lora, seeds 0-2: the method's code (clbench_lora)`."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for record, reasons in stale:
@@ -216,11 +216,11 @@ def stale_records(records: Iterable[Record], registry: Registry) -> list[tuple[R
     """
     current_code = CodeNow(registry)
     return [(r, reasons) for r in records
-            if r.status != "failed" and r.provenance.code and installed(r.trial, registry)
-            and (reasons := changed(r, current_code.of(r.trial)))]
+            if r.status != "failed" and r.provenance.code and is_installed(r.trial, registry)
+            and (reasons := describe_changes(r, current_code.of(r.trial)))]
 
 
-def installed(trial: Trial, registry: Registry) -> bool:
+def is_installed(trial: Trial, registry: Registry) -> bool:
     """Return whether a trial's method, benchmark and model are all installed."""
     try:
         packages_of(trial, registry)

@@ -59,7 +59,7 @@ class StreamFacts(RecordPart):
                               "same value in every column.")
 
     @model_validator(mode="after")
-    def _named(self) -> StreamFacts:
+    def _check_names(self) -> StreamFacts:
         """Check that every class of every task has a name, or none has."""
         if self.class_names and [*map(len, self.class_names)] != [*map(len, self.classes)]:
             raise ValueError("class_names has not one name for each class of each task")

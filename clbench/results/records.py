@@ -2,8 +2,8 @@
 
 Indices: T tasks; row 0 of R is measured before any training, row i after training on task i - 1 (0-based tasks).
 
-R holds values of the objective's primary metric, and further metrics have matrices of the same shape. `by_metric` puts
-another metric in the place of R, so that everything computed from R, such as forgetting, refers to that metric.
+R holds values of the objective's primary metric, and further metrics have matrices of the same shape. `select_metric`
+puts another metric in the place of R, so that everything computed from R, such as forgetting, refers to that metric.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ __all__ = [
     "RecordPart",
     "StreamFacts",
     "Timings",
-    "by_metric",
     "item_ids",
     "item_scores",
     "matrices",
     "metric_of",
     "metrics_of",
+    "select_metric",
 ]
 
 SCHEMA = 1
@@ -126,7 +126,7 @@ class Record(RecordPart):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="constants")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Record:
+    def _check(self) -> Record:
         """Check that the matrix has the stream's shape and holds accuracies."""
         if self.schema_version != SCHEMA:
             raise ValueError(f"schema {self.schema_version}, this clbench reads {SCHEMA}")
@@ -211,7 +211,7 @@ def matrices(record: Record) -> dict[str, list[list[float]]]:
     return {metric_of(record).name: record.R, **record.scores}
 
 
-def by_metric(records: Sequence[Record], name: str | None) -> list[Record]:
+def select_metric(records: Sequence[Record], name: str | None) -> list[Record]:
     """Return copies of records whose R is the matrix of a metric; records without an R stay as they are.
 
     Args:
@@ -221,10 +221,10 @@ def by_metric(records: Sequence[Record], name: str | None) -> list[Record]:
     Raises:
         SpecError: a record lacks the metric.
     """
-    return list(records) if name is None else [_by_metric(record, name) for record in records]
+    return list(records) if name is None else [_select_metric(record, name) for record in records]
 
 
-def _by_metric(record: Record, name: str) -> Record:
+def _select_metric(record: Record, name: str) -> Record:
     by_name = matrices(record)
     if not record.R or name == metric_of(record).name:
         return record

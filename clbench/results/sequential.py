@@ -84,7 +84,7 @@ def p_by_look(differences: Sequence[Sequence[float]] | Floats, first: int) -> Fl
     return result
 
 
-def least(differences: Sequence[Sequence[float]] | Floats, rule: UntilDecided) -> Floats:
+def smallest_weighted_p(differences: Sequence[Sequence[float]] | Floats, rule: UntilDecided) -> Floats:
     """Return p / weight of each interim analysis of each series. Smaller values are stronger evidence."""
     import numpy as np
 
@@ -109,13 +109,13 @@ def find_strongest_analysis(differences: Sequence[float], rule: UntilDecided,
         return None
     import numpy as np
 
-    weighted_ps = (least([differences], rule)[0] if ps is None
+    weighted_ps = (smallest_weighted_p([differences], rule)[0] if ps is None
                    else np.array([p / weight(rule.first + i, rule.most) for i, p in enumerate(ps)]))
     index = int(weighted_ps.argmin())
-    return InterimAnalysis(rule.first + index, chance(float(weighted_ps[index]), rule))
+    return InterimAnalysis(rule.first + index, error_rate(float(weighted_ps[index]), rule))
 
 
-def chance(q: float, rule: UntilDecided) -> float:
+def error_rate(q: float, rule: UntilDecided) -> float:
     """Return the probability, if there is no difference, that some interim analysis has p at most q * weight."""
     if q >= 1:
         return 1.0
@@ -191,7 +191,7 @@ def _threshold(first: int, most: int, level: float) -> float:
     from scipy.optimize import brentq
 
     rule = UntilDecided(first=first, most=most)
-    return math.exp(brentq(lambda log_q: math.log(chance(math.exp(log_q), rule) / level), math.log(level) - 12, 0.0,
+    return math.exp(brentq(lambda log_q: math.log(error_rate(math.exp(log_q), rule) / level), math.log(level) - 12, 0.0,
                            xtol=1e-9))
 
 

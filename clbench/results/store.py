@@ -42,7 +42,7 @@ class Problem:
         return f"{self.path} is left alone: {self.reason}"
 
 
-def matching(records: Iterable[Record], trial: str | None) -> list[Record]:
+def match_records(records: Iterable[Record], trial: str | None) -> list[Record]:
     """Return the records that match a trial's name. None matches all.
 
     A name is `label/seed`, `label/scenario/seed` or the beginning of a key. A trial that continues another has the same
@@ -276,11 +276,11 @@ def run_folders(places: Iterable[Path]) -> list[Path]:
     for place in places:
         if not place.is_dir():
             raise StoreError(f"there is no folder {place}: check the path")
-        folders |= dict.fromkeys(sorted(_below(place, DEPTH)))
+        folders |= dict.fromkeys(sorted(_find_runs(place, DEPTH)))
     return list(folders)
 
 
-def _below(place: Path, depth: int) -> Iterator[Path]:
+def _find_runs(place: Path, depth: int) -> Iterator[Path]:
     if not os.access(place, os.R_OK | os.X_OK):  # folders of other users are skipped
         return
     if (place / "records").is_dir():
@@ -288,4 +288,4 @@ def _below(place: Path, depth: int) -> Iterator[Path]:
     elif depth:
         for inner in place.iterdir():
             if inner.is_dir() and not inner.name.startswith("."):
-                yield from _below(inner, depth - 1)
+                yield from _find_runs(inner, depth - 1)

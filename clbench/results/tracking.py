@@ -111,9 +111,9 @@ def parameters(record: Record) -> dict[str, Value]:
     arrival of samples and the key of the continued trial are included if they are set.
     """
     trial = record.trial
-    flat: dict[str, Any] = {"label": record.label, **_named("method", trial.method),
-                            **_named("benchmark", trial.benchmark), "scenario": trial.scenario,
-                            **_named("model", trial.model),
+    flat: dict[str, Any] = {"label": record.label, **_flatten("method", trial.method),
+                            **_flatten("benchmark", trial.benchmark), "scenario": trial.scenario,
+                            **_flatten("model", trial.model),
                             "weights": trial.weights.path if trial.weights else None,
                             "weights.sha256": trial.weights.sha256 if trial.weights else None,
                             "preprocessing": str(trial.preprocessing) if trial.preprocessing else None,
@@ -124,7 +124,7 @@ def parameters(record: Record) -> dict[str, Value]:
     return {name: v if isinstance(v, Value) else opt.format_value(v) for name, v in flat.items()}
 
 
-def _named(kind: str, thing: Resolved) -> dict[str, Any]:
+def _flatten(kind: str, thing: Resolved) -> dict[str, Any]:
     return {kind: thing.name, **{f"{kind}.{option}": value for option, value in thing.options.items()}}
 
 

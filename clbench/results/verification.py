@@ -98,7 +98,7 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
         remarks.append("one seed has no spread")
     elif tolerance is not None and abs(fmean(accuracies) - cell.published) > tolerance:
         verdict = "not reproduced"
-    elif tolerance is not None and tolerance > reference.widest(cell):
+    elif tolerance is not None and tolerance > reference.max_tolerance(cell):
         verdict = "inconclusive"
         needed_seeds = seeds_needed(reference, cell, accuracies)
         remarks.append(f"a difference of up to {tolerance:.1f} points would pass; "
@@ -131,4 +131,4 @@ def allowed(reference: Reference, cell: Cell, accuracies: Sequence[float], seeds
 def seeds_needed(reference: Reference, cell: Cell, accuracies: Sequence[float]) -> int | None:
     """Return how many seeds with the same standard deviation would lower the tolerance to the limit, if any do."""
     return next((n for n in range(len(accuracies) + 1, MOST_SEEDS + 1)
-                 if allowed(reference, cell, accuracies, n) <= reference.widest(cell)), None)
+                 if allowed(reference, cell, accuracies, n) <= reference.max_tolerance(cell)), None)

@@ -57,7 +57,7 @@ def diagonal_fisher(strategy: Strategy, samples: Samples, task: int, *, generato
     """
     samples = samples.subset(limit, generator)
     if strategy.stream_info.predicts_tokens:
-        return _of_sequences(strategy, samples, task, kind, generator)
+        return _fisher_of_sequences(strategy, samples, task, kind, generator)
     numbers = strategy.stream_info.predicts_numbers
     check_kind(strategy.stream_info, kind)
     draw = torch.randn if numbers else torch.rand
@@ -90,8 +90,8 @@ def check_kind(stream_info: StreamInfo, kind: Kind) -> None:
                         "does not give; choose fisher = sampled or fisher = empirical")
 
 
-def _of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, generator: torch.Generator
-                  ) -> dict[str, Tensor]:
+def _fisher_of_sequences(strategy: Strategy, samples: Samples, task: int, kind: Kind, generator: torch.Generator
+                         ) -> dict[str, Tensor]:
     """Return the Fisher of a language model.
 
     log p of an item is the sum over its targets, each given the true tokens before it. `sampled` draws one token for

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clbench.core import tokens
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, R2, REGRESSION, RMSE, ObjectiveInfo
 from clbench.data.samples import Samples
-from clbench.models.scoring import IGNORED, MULTIPLE, item_scores, needed_tokens, rounded, token_scores
+from clbench.models.scoring import IGNORED, MULTIPLE, item_scores, needed_tokens, round_up, token_scores
 from clbench.strategy.granted import Batch, StreamInfo
 
 NO_VARIANCE = 1e-12  # with a smaller variance, standardized targets count as equal up to rounding
@@ -115,7 +115,7 @@ class CausalLM(Objective):
         """
         length = max(needed_tokens(batch.y) for batch in batches)
         scored = [b.y[:, 1:length] != IGNORED for b in batches]
-        count = min(length - 1, rounded(max(int(s.sum(1).max()) for s in scored), MULTIPLE))
+        count = min(length - 1, round_up(max(int(s.sum(1).max()) for s in scored), MULTIPLE))
         cut_batches = []
         for batch, is_scored in zip(batches, scored, strict=True):
             positions = torch.argsort((~is_scored).to(torch.uint8), dim=1, stable=True)[:, :count]

@@ -73,7 +73,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
         for number, chunk in enumerate(samples.chunks(chunk_size)):
             part = slice(number * chunk_size, (number + 1) * chunk_size)
             x, tasks = _inputs(strategy, chunk, dtype), chunk.tasks
-            logits, taps = tapped(strategy, layers, x, task)
+            logits, taps = tap_layers(strategy, layers, x, task)
             out = read(logits, tasks)
             output_seeds = seeds(out.detach(), part)
             _add_layers(sums, out, taps, output_seeds, measure)
@@ -136,7 +136,7 @@ class Tap:
     output: Tensor
 
 
-def tapped(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> tuple[Tensor, list[Tap]]:
+def tap_layers(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> tuple[Tensor, list[Tap]]:
     """Return the network's logits [N, C] on x and a tap for each call of one of the layers, in order of the calls."""
     taps: list[Tap] = []
 
@@ -171,7 +171,7 @@ def per_sample_layers(network: nn.Module, parameters: dict[str, Tensor], x: Tens
             if any(parameter_names.values()):
                 assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
                 candidates.append(Layer(module, parameter_names.get("weight"), parameter_names.get("bias")))
-    logits, taps = tapped(network, candidates, x, task)
+    logits, taps = tap_layers(network, candidates, x, task)
     calls = [id(tap.layer.module) for tap in taps]
     taps = [t for t in taps if calls.count(id(t.layer.module)) == 1 and _row_per_sample(t, len(x))]
     if not taps:
@@ -231,7 +231,7 @@ def per_sample(tap: Tap, delta: Tensor) -> dict[str, Tensor]:
     return out
 
 
-def embedded(tap: Tap, delta: Tensor) -> tuple[Tensor, Tensor]:
+def embedding_gradients(tap: Tap, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Return row numbers of an embedding, int64 [P], and their gradients [P, D], for each pair of sample and row.
 
     If a sample looks up a row several times, the gradient is the sum. It is 0 for the embedding's padding row.
@@ -263,7 +263,7 @@ def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]
             if delta is None:
                 continue
             if isinstance(tap.layer.module, nn.Embedding):
-                rows, gradients = embedded(tap, delta)
+                rows, gradients = embedding_gradients(tap, delta)
                 name = str(tap.layer.weight)
                 total = sums.setdefault(name, torch.zeros_like(tap.layer.module.weight, requires_grad=False))
                 total.index_add_(0, rows, measure(gradients))
@@ -286,7 +286,7 @@ def measured_sums(taps: Sequence[Tap], deltas: Iterable[Sequence[Tensor | None]]
 def activation_numbers(network: nn.Module, layers: Sequence[Layer], x: Tensor, task: int) -> int:
     """Return an estimate of the number of values per sample in memory during a pass over these layers."""
     with torch.no_grad():
-        _, taps = tapped(network, layers, x, task)
+        _, taps = tap_layers(network, layers, x, task)
     activations = sum(2 * (t.input.numel() + t.output.numel()) // len(x) for t in taps)
     return activations + max((_temporary(t) for t in taps if t.input.dim() > 2), default=0)
 

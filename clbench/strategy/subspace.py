@@ -164,20 +164,20 @@ def grown(moment: Tensor, projector: Tensor, threshold: float,
 
 def packed(projector: Tensor) -> Tensor:
     """Return the d (d + 1) / 2 independent numbers of a symmetric matrix [d, d]."""
-    above = _above(projector)
+    above = _triangle_indices(projector)
     return projector[above[0], above[1]]
 
 
 def unpacked(numbers: Tensor, size: int) -> Tensor:
     """Return the symmetric matrix [size, size], given the result of `packed`."""
     matrix = numbers.new_zeros(size, size)
-    i, j = _above(matrix)
+    i, j = _triangle_indices(matrix)
     matrix[i, j] = numbers
     matrix[j, i] = numbers
     return matrix
 
 
-def _above(matrix: Tensor) -> Tensor:
+def _triangle_indices(matrix: Tensor) -> Tensor:
     """Return the row and column indices [2, d (d + 1) / 2] of the entries on and above the diagonal."""
     return torch.triu_indices(*matrix.shape, device=matrix.device)
 

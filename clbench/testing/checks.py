@@ -48,8 +48,8 @@ from clbench.testing.tiny import (
     attributes_snapshot,
     bench,
     check_batches,
+    find_stored,
     snapshot,
-    stored_in,
     tiny_stream,
     training,
     unchanged,
@@ -102,7 +102,7 @@ def check_state(make: Make) -> None:
     visited = {id(module) for module in b.strategy.modules()} | {id(b.strategy.stream_info)}
     for name, module in b.strategy.named_modules():
         for attribute, value in attributes_of(module):
-            for stored in stored_in(value, visited):
+            for stored in find_stored(value, visited):
                 full_name = f"{name}.{attribute}".lstrip(".")
                 raise NonConforming(f"{full_name} holds a {type(stored).__name__} that is neither parameter, buffer "
                                     "nor registered module: use register_buffer or nn.ModuleList, or it is lost in "

@@ -87,7 +87,8 @@ def check_task_free(make: Make) -> None:
         b = make(scenario)
         if not b.task_free or b.strategy.options.in_scenario(scenario, boundaries=False).needs_boundaries:
             return
-        outcomes = [learned(make, scenario, divided(tiny_stream(scenario), sizes, b.seed)) for sizes in SIZES]
+        outcomes = [train_strategy(make, scenario, divide_tasks(tiny_stream(scenario), sizes, b.seed))
+                    for sizes in SIZES]
         for sizes, (state, generator_state) in zip(SIZES[1:], outcomes[1:], strict=True):
             first_state, first_generator_state = outcomes[0]
             location = f"scenario {scenario}, hidden boundaries after {list(accumulate(sizes))} samples instead of " \
@@ -101,7 +102,7 @@ def check_task_free(make: Make) -> None:
                 raise NonConforming(f"{location}: it draws other random numbers, so it knows where tasks end")
 
 
-def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
+def divide_tasks(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
     """Return a stream with hidden boundaries and the same order of samples as `stream`, divided into other tasks."""
     order = StreamSampler([task.train for task in stream.tasks], 1, seed)
     samples = Samples.concat(*(task.train.take(rows) for task, rows in zip(stream.tasks, order.rows, strict=True)))
@@ -113,7 +114,7 @@ def divided(stream: Stream, sizes: Sequence[int], seed: int) -> Stream:
     return replace(stream, tasks=tuple(tasks), hidden=True)
 
 
-def learned(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor], Tensor]:
+def train_strategy(make: Make, scenario: str, stream: Stream) -> tuple[dict[str, Tensor], Tensor]:
     """Return the state of a strategy after training on a stream, and the state of its generator."""
     b = make(scenario, stream=stream)
     loop = StreamLoop([b.replica], RECIPE.model_copy(update={"epochs": 1}))

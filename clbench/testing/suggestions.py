@@ -12,7 +12,7 @@ from torch import Tensor
 from clbench.accounting.flops import FlopCount
 from clbench.core.errors import PluginError
 from clbench.core.scenario import Scenario
-from clbench.report.formatting import in_words
+from clbench.report.formatting import join_names
 from clbench.strategy.base import Strategy, declares
 from clbench.testing.tiny import RECIPE, TASKS, Bench, Make, predict_all, stack_problem, train_tasks
 from clbench.training.cache import PhaseInputs
@@ -125,7 +125,7 @@ def training_facts(make: Make) -> list[str]:
         trained.sizes = group_sizes({n: p for n, p in b.strategy.named_parameters() if p.requires_grad})
     groups = [f"{group} ({size:,}{'' if number else ' parameters'})"
               for number, (group, size) in enumerate(trained.sizes.items())]
-    lines = [f"trains {in_words(groups, len(groups)) or 'no parameters'}", *misspelled_methods(type(b.strategy))]
+    lines = [f"trains {join_names(groups, len(groups)) or 'no parameters'}", *misspelled_methods(type(b.strategy))]
     if problem := stack_problem([make("task", seed) for seed in range(2)]):
         lines.append(f"seeds of this method train one by one, also with --stack: {problem}")
     return lines

@@ -43,7 +43,7 @@ from clbench.training.loop import TrainingLoop
 from clbench.training.members import Unstackable
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.replica import Replica, begin_phase
-from clbench.training.sampling import divided
+from clbench.training.sampling import divide_batches
 
 TASKS, CLASSES_PER_TASK, SAMPLES = 3, 2, 24
 BATCH = 8  # test samples per call of `predict` in `predict_all`
@@ -189,7 +189,7 @@ def attributes_snapshot(strategy: Strategy) -> dict[str, Any]:
             in strategy.named_modules() for name, value in attributes_of(module) if is_plain(value)}
 
 
-def stored_in(value: Any, visited: set[int]) -> Iterator[Tensor | np.ndarray | nn.Module]:
+def find_stored(value: Any, visited: set[int]) -> Iterator[Tensor | np.ndarray | nn.Module]:
     """Yield the tensors, arrays and modules in a value and its parts; `visited` has the IDs of objects to leave out."""
     if id(value) in visited or isinstance(value, (str, bytes, range, *UNCHANGING)):
         return
@@ -203,7 +203,7 @@ def stored_in(value: Any, visited: set[int]) -> Iterator[Tensor | np.ndarray | n
     elif isinstance(value, Collection):
         parts = [*value.values()] if isinstance(value, Mapping) else [*value]
     for part in parts:
-        yield from stored_in(part, visited)
+        yield from find_stored(part, visited)
 
 
 def unchanged(before: Mapping[str, Any], after: Mapping[str, Any], by: str) -> None:
@@ -228,7 +228,7 @@ class DividedLosses(Callback):
         if train_step is not None and declares(strategy, "loss_is_mean"):
             whole, repeated = train_step.losses(batches).detach(), train_step.losses(batches).detach()
             in_parts = torch.zeros_like(whole)
-            for share, part in divided(batches, 3):
+            for share, part in divide_batches(batches, 3):
                 in_parts += share * train_step.losses(part).detach()
             if torch.equal(whole, repeated) and not torch.allclose(whole, in_parts, rtol=1e-3, atol=1e-5):
                 cls = type(strategy)

@@ -68,7 +68,7 @@ def whole_phase(recipe: Recipe, stream: Stream) -> PhaseSpec:
     return PhaseSpec(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr)
 
 
-def granted_in_words(recipe: Recipe, samples: Sequence[int]) -> str:
+def describe_steps_granted(recipe: Recipe, samples: Sequence[int]) -> str:
     """Describe the number of optimizer steps that a recipe gives a task, with a hint if they are few.
 
     Args:

@@ -20,10 +20,10 @@ from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.core.user_code import place_of_function, users_place
 from clbench.data.prepare import IMAGE_DIMS
-from clbench.data.stream import Stream, stored
+from clbench.data.stream import Stream, stored_inputs
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
-from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, renamed
+from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, rename_tensors
 from clbench.strategy.base import Strategy, StreamInfo
 from clbench.strategy.common_options import OutputsOptions
 from clbench.strategy.per_task import PerTaskStrategy
@@ -76,7 +76,7 @@ def as_inputs(stream: Stream, size: int | None, channels: int | None, preprocess
 
 def require_unit(stream: Stream) -> None:
     """Raise a DataError for inputs outside [0, 1], because these have been normalized already."""
-    x = stored(stream.tasks[0].test)
+    x = stored_inputs(stream.tasks[0].test)
     if isinstance(x, Tensor) and x.dtype != torch.uint8 and (float(x.min()) < 0 or float(x.max()) > 1):
         raise DataError("inputs are to be normalized as the model's weights were trained, but they are not in [0, 1]: "
                         "the benchmark seems to have normalized them; let it give images, or choose normalize = none")
@@ -104,7 +104,7 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
     except ClbenchError:
         raise
     except Exception as error:
-        raise unfit(model, input_shape, registry, error) from error
+        raise explain_unfit(model, input_shape, registry, error) from error
     if not isinstance(network, Network):
         raise SpecError(f"the build function of model {model} returned a {type(network).__name__}; it must return a "
                         "clbench.Network(blocks, head)")
@@ -116,7 +116,7 @@ def build_model(model: Resolved, weights: Weights | None, input_shape: tuple[int
             tensors = source.load(model.name, weights.path)
             network.weights_hash = hash_tensors(tensors)
             return network, fill(network, tensors, weights.path)
-        return network, load_weights(network, _as_planned(weights), trainable_head=True)
+        return network, load_weights(network, _check_weights(weights), trainable_head=True)
     except MisfitError as error:
         fitting_models = [name for name in registry.models if fits(name, error.given, input_shape, classes, registry)]
         hint = f"; they fit --model {' and '.join(fitting_models)}" if fitting_models else ""
@@ -133,10 +133,10 @@ def fits(name: str, given: Mapping[str, Tensor], input_shape: tuple[int, ...], c
     except Exception:  # the model does not take these inputs, or an option has no default
         return False
     state = network.state_dict()
-    return not misfit(renamed(given, state, network.aliases), state)
+    return not misfit(rename_tensors(given, state, network.aliases), state)
 
 
-def for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
+def prepare_for_model(stream: Stream, trial: Trial, registry: Registry) -> Stream:
     """Return a benchmark's stream that prepares its images as a trial's model needs them.
 
     Raises:
@@ -169,7 +169,7 @@ def takes_images(model: Resolved, registry: Registry) -> bool:
     return "size" in registry.model(model.name).options.model_fields
 
 
-def unfit(model: Resolved, input_shape: tuple[int, ...], registry: Registry, error: Exception) -> SpecError:
+def explain_unfit(model: Resolved, input_shape: tuple[int, ...], registry: Registry, error: Exception) -> SpecError:
     """Return the error for a model that does not work on these inputs, on one line and with a suggestion."""
     reason = message_of(error)[:SHOWN].rstrip(".") or type(error).__name__
     if place := users_place(error, package_of(registry.model(model.name).build)):
@@ -209,14 +209,14 @@ def check_model(network: Network, model: Resolved, stream: Stream, registry: Reg
                                  "the last block should end with nn.Flatten()")
             outputs = network.from_features(features).shape[1]
     except Exception as error:  # the code of a model can raise any error
-        raise unfit(model, stream.input_shape, registry, error) from error
+        raise explain_unfit(model, stream.input_shape, registry, error) from error
     network.train(training)
     if outputs != stream.classes:
         raise SpecError(f"model {model} has {outputs} outputs, and must have {stream.classes}, the number of classes "
                         "that its build function gets")
 
 
-def _as_planned(weights: Weights) -> Path:
+def _check_weights(weights: Weights) -> Path:
     """Return the path of a weights file, after checking that it has not changed since the trial was planned."""
     try:
         digest = files.hash_file(weights.path)

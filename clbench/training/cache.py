@@ -108,7 +108,7 @@ class PhaseInputs:
                     rows = slice(number * size, number * size + len(part))
                     for name, recomputed in compute(strategy, part, self.start).items():
                         cached = stored_outputs.get(name)
-                        if cached is not None and not identical(cached[rows], recomputed):
+                        if cached is not None and not are_identical(cached[rows], recomputed):
                             part_name = "the network's first blocks" if name == INPUTS else f"frozen_outputs[{name!r}]"
                             raise PluginError(
                                 f"{type(strategy).__name__}: {part_name} changed while the phase was trained, and "
@@ -118,7 +118,7 @@ class PhaseInputs:
                 return
 
 
-def enabled() -> bool:
+def is_enabled() -> bool:
     """Return whether outputs of frozen parts may be cached, which the environment variable `SWITCH` can turn off."""
     return os.environ.get(SWITCH) != "0"
 
@@ -136,7 +136,7 @@ def frozen_blocks(strategy: Strategy) -> int:
 
 
 @contextmanager
-def starting_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
+def start_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
     """Let the models start at block `block` inside the context; their inputs are then those of this block."""
     starts = [(s.model, s.model.start) for s in strategies if getattr(s.model, "start", block) != block]
     try:
@@ -172,7 +172,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     if overrides(first, "prepare_batch") or is_random or draws < len(samples[0]):
         return raw
     blocks, frozen = 0, False
-    if draws >= 2 * len(samples[0]) and enabled():
+    if draws >= 2 * len(samples[0]) and is_enabled():
         frozen = overrides(first, "frozen_outputs")
         most_blocks = min(map(frozen_blocks, strategies)) if declares(first, "inputs_only_through_model") else 0
         # The outputs of a language model's embedding alone would take memory and save nothing.
@@ -186,11 +186,11 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         cached_samples = []
         for strategy, part, context in zip(strategies, samples, around or [nullcontext()] * len(samples), strict=True):
             with autocast, context:
-                cached_samples.append(stored(strategy, part, blocks, frozen))
+                cached_samples.append(cache_inputs(strategy, part, blocks, frozen))
         return PhaseInputs(cached_samples, list(samples), blocks, True, autocast)
     if prepared_in_batches(strategies, samples, draws, batch) or not fits(strategies, samples, 0, False, budget):
         return raw
-    prepared = {id(part): stored(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
+    prepared = {id(part): cache_inputs(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
     return PhaseInputs([prepared[id(part)] for part in samples], list(samples), prepared=True)
 
 
@@ -208,7 +208,7 @@ def chunk_size(strategy: Strategy, samples: int, frozen: bool) -> int:
     return min(limit, max(1, CHUNK_BYTES // item_bytes))
 
 
-def stored(strategy: Strategy, samples: Samples, blocks: int, frozen: bool) -> Samples:
+def cache_inputs(strategy: Strategy, samples: Samples, blocks: int, frozen: bool) -> Samples:
     """Return samples whose inputs are the outputs of the first blocks, with their `frozen_outputs` if `frozen`."""
     columns: dict[str, Tensor] = {}
     offset = 0
@@ -275,7 +275,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
         block_outputs = frozen.pop(INPUTS)
         for x, start in ((strategy.stream_info.prepare(raw.x), 0), (block_outputs, blocks)):
             state = moved | {f"strategy.{n}": b.clone() for n, b in buffers.items()}  # the loss may change them
-            with torch.random.fork_rng(), starting_at([strategy], start):
+            with torch.random.fork_rng(), start_at([strategy], start):
                 batch = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
                 batch = strategy.objective.collate([batch])[0] if strategy.stream_info.predicts_tokens else batch
                 try:
@@ -283,17 +283,17 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     if start == 0:
                         raise
-                    raise PluginError(misuse(strategy, f"its loss fails: {error}")) from error
-    if not identical(*losses):
-        raise PluginError(misuse(strategy, f"its loss is {float(losses[1])} and not {float(losses[0])}"))
+                    raise PluginError(explain_misuse(strategy, f"its loss fails: {error}")) from error
+    if not are_identical(*losses):
+        raise PluginError(explain_misuse(strategy, f"its loss is {float(losses[1])} and not {float(losses[0])}"))
 
 
-def identical(one: Tensor, other: Tensor) -> bool:
+def are_identical(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit for bit; NaN is equal to NaN."""
     return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def misuse(strategy: Strategy, how: str) -> str:
+def explain_misuse(strategy: Strategy, how: str) -> str:
     """Return the error message for a strategy that uses its inputs in other ways than through the model."""
     name = type(strategy).__name__
     return (f"{name} declares inputs_only_through_model, but with the outputs of the network's frozen first blocks as "

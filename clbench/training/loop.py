@@ -29,8 +29,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
-from clbench.data.photo_samples import decoded_ahead
-from clbench.data.prefetch import prefetched
+from clbench.data.photo_samples import decode_ahead
+from clbench.data.prefetch import prefetch
 from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Task
@@ -42,7 +42,7 @@ from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
 from clbench.training.members import Unstackable, shared_phases, stackable
 from clbench.training.optimizers import make_schedule
-from clbench.training.replica import Replica, TaskResult, begin_phase, diverged, fit_by_itself, last_tenths, on_host
+from clbench.training.replica import Replica, TaskResult, begin_phase, divergence, fit_by_itself, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, division_notes
 from clbench.training.steps import TrainStep, make_train_step, take_step
 
@@ -169,7 +169,7 @@ class TrainingLoop:
             trainable = [*map(max, trainable, (replica.strategy.trainable() for replica in self.replicas))]
             if len(phases) > 1 and not bool(torch.isfinite(on_host(losses[-1])).any()):
                 break  # the next phase would begin with weights that are not finite
-        return [TaskResult(len(losses), number, diverged(column, index), last_tenths(column, phases[-1].steps))
+        return [TaskResult(len(losses), number, divergence(column, index), last_tenths(column, phases[-1].steps))
                 for number, column in zip(trainable, on_host(torch.stack(losses)).unbind(1), strict=True)]
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
@@ -184,8 +184,8 @@ class TrainingLoop:
         indices = [partial(sampler.following, torch.device("cpu")) for sampler in samplers]
         requests = [sampler.requests(strategy, phase.steps)
                     for sampler, strategy in zip(samplers, strategies, strict=True)]
-        with (cache.starting_at(strategies, inputs.start),
-              prefetched(inputs.samples, indices, phase.steps) as drawn, decoded_ahead(drawn, requests) as decoded):
+        with (cache.start_at(strategies, inputs.start),
+              prefetch(inputs.samples, indices, phase.steps) as drawn, decode_ahead(drawn, requests) as decoded):
             if not losses:
                 self.callbacks.on_step(self, index, 0, steps)
             self._take_steps(phase.steps, replace(inputs, samples=decoded), samplers, schedule, losses, index, steps)

@@ -171,7 +171,7 @@ def record_reads(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Iter
     classes = {name: type(module) for name, module in modules.items()}
     for name, module in modules.items():
         module.__class__ = type(classes[name].__name__, (classes[name],), {
-            "__getattribute__": _recording(classes[name], name, attributes[name], reads)})
+            "__getattribute__": _make_recorder(classes[name], name, attributes[name], reads)})
     try:
         yield reads
     finally:
@@ -179,7 +179,7 @@ def record_reads(strategy: Strategy, attributes: Mapping[str, Set[str]]) -> Iter
             module.__class__ = classes[name]
 
 
-def _recording(cls: type, module_name: str, names: Set[str], reads: list[str]) -> Callable[[Any, str], Any]:
+def _make_recorder(cls: type, module_name: str, names: Set[str], reads: list[str]) -> Callable[[Any, str], Any]:
     """Return a `__getattribute__` for a subclass of `cls` that records each read of one of these attributes."""
     def record_read(self: Any, name: str) -> Any:
         if name in names:

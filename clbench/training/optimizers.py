@@ -53,7 +53,7 @@ OPTIMIZERS: dict[str, Callable[[Recipe, list[Group]], Optimizer]] = {
 NEARLY = 1e-9  # tolerance, so that rounding does not move a milestone to the next step
 
 
-def _in_steps(recipe: Recipe, place: int, count: int) -> float:
+def _step_factor(recipe: Recipe, place: int, count: int) -> float:
     """Return the factor of the learning rate after the milestones that have been passed."""
     share = place / count
     passed_count = sum(share >= milestone - NEARLY for milestone in recipe.milestones)
@@ -66,7 +66,7 @@ SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
     "cosine": lambda _, place, count: (1 + math.cos(math.pi * (place / count))) / 2,
     # 99% of a quarter of a cosine: CODA-Prompt's `utils/schedulers.py`, whose first call of `step` repeats place 0.
     "quarter-cosine": lambda _, place, count: math.cos(99 * math.pi * place / (200 * max(count - 1, 1))),
-    "steps": _in_steps,
+    "steps": _step_factor,
 }
 
 

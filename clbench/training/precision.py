@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clbench.core.errors import SpecError, message_of
-from clbench.core.torch_private import inside_vmap, storage_id, write_count
+from clbench.core.torch_private import is_inside_vmap, storage_id, write_count
 from clbench.experiment.recipe import Recipe
 
 SHORT = 128  # tokens, up to which bfloat16 slows gradients of attention on a CPU (benchmarks/speed/attention.py)
@@ -38,7 +38,7 @@ class FoldedAttention(TorchFunctionMode):
         """Call a torch function; in attention of batches, fold the dimension of the members into the batch."""
         kwargs = kwargs or {}
         if (func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.keys() <= KNOWN
-                and not kwargs.get("dropout_p") and any(map(inside_vmap, args)) and min(a.dim() for a in args) > 2):
+                and not kwargs.get("dropout_p") and any(map(is_inside_vmap, args)) and min(a.dim() for a in args) > 2):
             self.calls += 1
             return _Folded.apply(  # type: ignore[no-untyped-call]
                 *with_all_heads(args, kwargs), kwargs.get("attn_mask"), kwargs.get("is_causal", False),
@@ -72,11 +72,11 @@ class _Folded(torch.autograd.Function):
         """Fold the dimension of the members into the batch, compute attention, and unfold the result."""
         size = info.batch_size
 
-        def folded(tensor: Tensor, dim: int | None) -> Tensor:
+        def fold(tensor: Tensor, dim: int | None) -> Tensor:
             stacked = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             return stacked.flatten(0, 1)
 
-        q, k, v = folded(q, in_dims[0]), folded(k, in_dims[1]), folded(v, in_dims[2])
+        q, k, v = fold(q, in_dims[0]), fold(k, in_dims[1]), fold(v, in_dims[2])
         if mask is not None:  # [..., L, L] for each member; leading dimensions may be missing, as in broadcasting
             mask = mask.expand(size, *mask.shape) if in_dims[3] is None else mask.movedim(in_dims[3], 0)
             mask = mask.reshape(size, *[1] * (q.dim() - mask.dim() + 1), *mask.shape[1:])
@@ -122,7 +122,7 @@ class Compiler:
             SpecError: this machine has no working compiler for the device.
         """
         try:
-            self._compiled(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
+            self._compile(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
         except Exception as error:  # the compiler's errors have no common base class
             raise SpecError(f"--compile does not work here ({_summary(error)}); it needs a C++ compiler such as g++ "
                             "on a CPU, Triton and a C compiler on CUDA") from error
@@ -135,7 +135,7 @@ class Compiler:
         # Code compiled for earlier phases is of no use, because parameters have been added or frozen since. It would
         # still count towards the limit of recompilations, which a growing model would reach.
         torch.compiler.reset()
-        compiled: LossFunction | None = self._compiled(loss)
+        compiled: LossFunction | None = self._compile(loss)
 
         def run(*args: Any) -> Tensor:
             nonlocal compiled
@@ -157,7 +157,7 @@ class Compiler:
 
         return run
 
-    def _compiled(self, function: LossFunction) -> LossFunction:
+    def _compile(self, function: LossFunction) -> LossFunction:
         """Return a function that is compiled as one graph or not at all."""
         return torch.compile(function, fullgraph=True, backend=self.backend,
                              mode="reduce-overhead" if self.graphs else None)
@@ -228,11 +228,11 @@ class Bfloat16(TorchFunctionMode):
         kwargs = kwargs or {}
         if (func in PRODUCTS and type(args[0] if args else kwargs.get("input")) is Tensor
                 and torch.is_autocast_enabled(self.autocast.device)):  # code may switch it off for a part
-            args = [self.rounded(a) if isinstance(a, Tensor) else a for a in args]
-            kwargs = {n: self.rounded(a) if isinstance(a, Tensor) else a for n, a in kwargs.items()}
+            args = [self.round_tensor(a) if isinstance(a, Tensor) else a for a in args]
+            kwargs = {n: self.round_tensor(a) if isinstance(a, Tensor) else a for n, a in kwargs.items()}
         elif func is F.scaled_dot_product_attention and len(args) == 3:
             return attend(*args, **kwargs)
-        elif (func in NORMS and inside_vmap(args[0]) and args[0].dtype == torch.bfloat16
+        elif (func in NORMS and is_inside_vmap(args[0]) and args[0].dtype == torch.bfloat16
               and self.autocast.device == "cpu"):
             return func(args[0].float(), *args[1:], **kwargs).bfloat16()
         elif func is torch.dot:
@@ -240,7 +240,7 @@ class Bfloat16(TorchFunctionMode):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def rounded(self, tensor: Tensor) -> Tensor:
+    def round_tensor(self, tensor: Tensor) -> Tensor:
         """Return a float32 tensor in bfloat16; a trained parameter stays as it is, because autocast caches its copy."""
         if tensor.dtype != torch.float32:
             return tensor

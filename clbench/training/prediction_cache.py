@@ -23,7 +23,7 @@ from clbench.core.errors import PluginError
 from clbench.data.tests import Tests
 from clbench.strategy.base import Prediction, Strategy, declares, overrides
 from clbench.strategy.per_task import PerTaskStrategy
-from clbench.training.cache import enabled, frozen_blocks, identical, misuse, starting_at
+from clbench.training.cache import are_identical, explain_misuse, frozen_blocks, is_enabled, start_at
 
 BYTES = 2**28  # limit of the stored outputs of one trial
 # Smallest number of batches of the samples, so that computing one batch again costs little. A batch of frozen blocks is
@@ -76,7 +76,7 @@ class PredictionCache:
             PluginError: the final part gives other scores than before.
         """
         if (task is None or not isinstance(strategy, PerTaskStrategy) or not declares(strategy, "parts_final")
-                or overrides(strategy, "predict", PerTaskStrategy) or not enabled()):
+                or overrides(strategy, "predict", PerTaskStrategy) or not is_enabled()):
             return None
         key = task, task < strategy.learned
         cached, batches = self.scores.get(key), math.ceil(tests.sizes[task] / size)
@@ -87,7 +87,7 @@ class PredictionCache:
         if cached is None:
             cached = self.scores[key] = computed
         for old, new in zip(cached[start:], computed, strict=False):
-            if any(not identical(old[name], new[name]) for name in new):
+            if any(not are_identical(old[name], new[name]) for name in new):
                 if not key[1]:  # the first task may have trained the starting model
                     del self.scores[key]
                     return self.final_scores(strategy, tests, size, task)
@@ -108,7 +108,7 @@ class PredictionCache:
         fewest_batches = PART_BATCHES if isinstance(strategy, PerTaskStrategy) else BLOCK_BATCHES
         smaller = min(size, max(SMALLEST, math.ceil(samples / fewest_batches)))
         batches = math.ceil(samples / smaller)
-        source = self._source(strategy, task) if batches > 1 and enabled() else None
+        source = self._source(strategy, task) if batches > 1 and is_enabled() else None
         if source is None:
             yield from predictions(strategy, tests, size, task)
             return
@@ -183,7 +183,7 @@ class PredictionCache:
         elif not self._predicts_same(strategy, source, task, number, x):
             self._drop_changed(strategy, source, task, number, x)
             if not self._predicts_same(strategy, source, task, number, x):
-                raise PluginError(misuse(strategy, "predict returns another prediction"))
+                raise PluginError(explain_misuse(strategy, "predict returns another prediction"))
 
     def _drop_changed(self, strategy: Strategy, source: Source, task: int | None, number: int, x: Tensor) -> None:
         """Drop all stored outputs of each part whose output for batch `number` has changed.
@@ -193,7 +193,7 @@ class PredictionCache:
         """
         for name, compute in source.parts.items():
             stored = self.stored.get((task, name), {})
-            if number in stored and not identical(stored[number], compute(x)):
+            if number in stored and not are_identical(stored[number], compute(x)):
                 if source.final:
                     raise PluginError(f"{type(strategy).__name__} declares parts_final, but {name} gives other outputs "
                                       "than after an earlier task; set parts_final = False in "
@@ -207,8 +207,8 @@ class PredictionCache:
         try:
             prediction = source.predict(outputs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise PluginError(misuse(strategy, f"predict fails: {error}")) from error
-        return same(strategy.predict(x, task), prediction)
+            raise PluginError(explain_misuse(strategy, f"predict fails: {error}")) from error
+        return are_equal(strategy.predict(x, task), prediction)
 
     def _output(self, key: tuple[int | None, str], compute: Callable[[Tensor], Tensor], number: int, x: Tensor
                 ) -> Tensor:
@@ -237,11 +237,11 @@ def predictions(strategy: Strategy, tests: Tests, size: int, task: int | None, f
 
 def predict_from(strategy: Strategy, outputs: Tensor, blocks: int, task: int | None) -> Prediction:
     """Return the prediction from the outputs of the model's first blocks."""
-    with starting_at([strategy], blocks):
+    with start_at([strategy], blocks):
         return strategy.predict(outputs, task)
 
 
-def same(one: Prediction, other: Prediction) -> bool:
+def are_equal(one: Prediction, other: Prediction) -> bool:
     """Return whether two predictions are equal bit for bit."""
-    return all(a is b or (a is not None and b is not None and identical(a, b))
+    return all(a is b or (a is not None and b is not None and are_identical(a, b))
                for a, b in zip(one, other, strict=True))

@@ -222,7 +222,7 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
     if not isinstance(returned, Tensor):
         raise PluginError(f"`fit` of {type(strategy).__name__} must return a tensor, not {type(returned).__name__}")
     losses = on_host(returned)
-    return TaskResult(len(losses), strategy.trainable(), diverged(losses, task.index),
+    return TaskResult(len(losses), strategy.trainable(), divergence(losses, task.index),
                       last_tenths(losses, len(losses)))
 
 
@@ -264,7 +264,7 @@ def require_losses(strategies: Sequence[Strategy], losses: Tensor) -> None:
                           "gradients; torch.no_grad() and detach() can be the reason")
 
 
-def diverged(losses: Tensor, task: int) -> DivergedError | None:
+def divergence(losses: Tensor, task: int) -> DivergedError | None:
     """Return an error for the first NaN or infinite loss of a task, or None if all losses are finite.
 
     `losses` are [steps], or [steps, 1] if a method's loss has shape [1] instead of [].

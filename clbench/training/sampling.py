@@ -103,8 +103,8 @@ class BatchSampler:
     def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
         """Return the requests of the next batches; the generators of the sampler do not advance."""
         sampler = copy.copy(self)
-        sampler.generator, sampler.left = copied(self.generator), list(self.left)
-        sampler.draws = copied(self.draws[0]), self.draws[1]
+        sampler.generator, sampler.left = copy_generator(self.generator), list(self.left)
+        sampler.draws = copy_generator(self.draws[0]), self.draws[1]
         return (sampler.request(strategy) for _ in range(steps))
 
     def _ready(self, strategy: Strategy, batch: Batch, around: Around, crops: Tensor | None = None) -> Batch:
@@ -178,7 +178,7 @@ class StreamSampler(BatchSampler):
         return Batch(drawn.x, drawn.y, torch.zeros_like(drawn.tasks), 0)
 
 
-def copied(generator: torch.Generator) -> torch.Generator:
+def copy_generator(generator: torch.Generator) -> torch.Generator:
     """Return a new CPU generator with the state of another one."""
     clone = torch.Generator()
     clone.set_state(generator.get_state())
@@ -202,7 +202,7 @@ def division_notes(strategy: Strategy, recipe: Recipe) -> list[str]:
     return []
 
 
-def divided(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float | Tensor, Sequence[Batch]]]:
+def divide_batches(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float | Tensor, Sequence[Batch]]]:
     """Divide the batches of all replicas; yield the weight of each part in the loss, and its batches.
 
     The weight is the part's share of the samples. If samples have several targets, it is its share of them [S].

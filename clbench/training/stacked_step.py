@@ -198,17 +198,17 @@ class StackedStep:
         index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
         size = len(self.members)
 
-        def of_chosen(state: dict[str, Any]) -> dict[str, Any]:
+        def select_columns(state: dict[str, Any]) -> dict[str, Any]:
             return {key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
                     for key, value in state.items()}
 
         for name, parameter in self.trained.items():
             self.trained[name] = nn.Parameter(parameter.detach()[index])
-            self.optimizer.state[self.trained[name]] = of_chosen(self.optimizer.state.pop(parameter, {}))
+            self.optimizer.state[self.trained[name]] = select_columns(self.optimizer.state.pop(parameter, {}))
         self.members = [self.members[i] for i in chosen]
         self._find_sources()
         parameters = dict(self.members[0].named_parameters())
-        self.earlier_states = {name: (parameters[name], of_chosen(state))
+        self.earlier_states = {name: (parameters[name], select_columns(state))
                                for name, (_, state) in self.earlier_states.items()}
 
     def _find_sources(self) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
-from clbench.training.cache import starting_at
+from clbench.training.cache import start_at
 from clbench.training.optimizers import guarded_heads, keep_idle_rows, make_optimizer, rates_of, set_gradient
 from clbench.training.precision import Compiler
 from clbench.training.replica import require_losses
-from clbench.training.sampling import divided
+from clbench.training.sampling import divide_batches
 from clbench.training.stacked_step import StackedStep, edited_gradients
 
 STACKED_BF16 = "with bf16, trials that train together cannot be compiled; --stack 1 trains them one by one. "
@@ -131,12 +131,12 @@ def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -
     for parameter in train_step.trained.values():
         parameter.grad = None
     total: Tensor | float = 0.0
-    for share, part in divided(batches, parts):
+    for share, part in divide_batches(batches, parts):
         losses = share * train_step.losses(part) if parts > 1 else train_step.losses(part)
         require_losses(train_step.members, losses)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total = total + losses.detach()
-    with starting_at(train_step.members, 0):  # it may call the model on inputs of its own, such as stored samples
+    with start_at(train_step.members, 0):  # it may call the model on inputs of its own, such as stored samples
         train_step.edit_gradients()
     with keep_idle_rows(train_step.heads, int(len(batches) > 1)):
         train_step.optimizer.step()

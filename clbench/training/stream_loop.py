@@ -35,7 +35,7 @@ from clbench.training.loop import TrainingLoop
 from clbench.training.members import Unstackable, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
-from clbench.training.replica import Replica, TaskResult, diverged, last_tenths, on_host
+from clbench.training.replica import Replica, TaskResult, divergence, last_tenths, on_host
 from clbench.training.sampling import StreamSampler, division_notes
 from clbench.training.steps import make_train_step
 
@@ -84,7 +84,7 @@ class StreamLoop(TrainingLoop):
         self._add_notes(division_notes(first, self.recipe))
         losses = self._train_stream(samplers, samples, tasks, index, begin, end)
         columns = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
-        return [TaskResult(len(losses), replica.strategy.trainable(), diverged(column, index),
+        return [TaskResult(len(losses), replica.strategy.trainable(), divergence(column, index),
                            last_tenths(column, len(column)))
                 for replica, column in zip(self.replicas, columns.unbind(1), strict=True)]
 
@@ -113,7 +113,7 @@ class StreamLoop(TrainingLoop):
         return losses
 
 
-def in_one_task(stream: Stream) -> Stream:
+def merge_tasks(stream: Stream) -> Stream:
     """Return a stream with hidden boundaries as one task, as the strategy sees it; dry runs use it."""
     parts = [task.train.of_one_task() for task in stream.tasks]
     single_task = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts),

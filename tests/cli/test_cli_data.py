@@ -259,6 +259,6 @@ def test_an_archive_that_was_not_unpacked_to_its_end_is_pending(tmp_path):
     download, needed = Download("http://x/imagenet-a.tar", 0, "00"), (Needed("list.txt", "a list"),)
     (tmp_path / "imagenet-a").mkdir()
     (tmp_path / "imagenet-a" / "list.txt").write_text("")
-    assert fetch.pending([download], needed, tmp_path / "imagenet-a", tmp_path) == []
+    assert fetch.find_pending([download], needed, tmp_path / "imagenet-a", tmp_path) == []
     (tmp_path / "imagenet-a.tar").write_text("")
-    assert fetch.pending([download], needed, tmp_path / "imagenet-a", tmp_path) == [download]
+    assert fetch.find_pending([download], needed, tmp_path / "imagenet-a", tmp_path) == [download]

@@ -9,7 +9,7 @@ from helpers import ROOT
 import clbench
 from clbench import cli
 from clbench.accounting.count import Count
-from clbench.cli.params import ratio, scaled, size
+from clbench.cli.params import format_scaled, ratio, size
 from clbench.report.formatting import NONE
 
 
@@ -118,7 +118,7 @@ def test_a_network_as_text_and_markdown(capsys):
     lora = json.loads(facts)["methods"][1]
     row = next(line for line in out.splitlines() if line.startswith("lora:rank=2"))
     assert cells(row)[1:3] == [f"{lora['parameters'][-1]:,}", f"{lora['trainable'][-1]:,}"]
-    assert cells(row)[-2:] == [size(lora["bytes"][-1]), scaled(lora["flops"])]
+    assert cells(row)[-2:] == [size(lora["bytes"][-1]), format_scaled(lora["flops"])]
     assert f"{lora['trainable'][0]:,} in task 1, {lora['trainable'][1]:,} in tasks 2-3" in out
     marked = next(line for line in document.splitlines() if line.startswith("| lora"))
     assert cells(marked, r"\s*\|\s*") == cells(row)

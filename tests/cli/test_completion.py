@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clbench.cli import call
-from clbench.cli.completion import continued, names
+from clbench.cli.completion import list_continuations, names
 from clbench.core.options import OptionDoc
 
 OPTIONS = [OptionDoc("rank", "int >= 1", 8, False, ""), OptionDoc("init", "kaiming | zeros", "kaiming", False, ""),
@@ -25,7 +25,7 @@ OPTIONS = [OptionDoc("rank", "int >= 1", 8, False, ""), OptionDoc("init", "kaimi
 ])
 def test_options_and_their_values(text: str, expected: list[str]) -> None:
     """Options that are not there yet are offered, then the values that a choice has."""
-    assert continued(text, "lora", OPTIONS) == expected
+    assert list_continuations(text, "lora", OPTIONS) == expected
 
 
 def test_a_pattern_is_offered_up_to_its_star() -> None:

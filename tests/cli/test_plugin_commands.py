@@ -34,9 +34,9 @@ def installed(tmp_path, monkeypatch):
     write_distribution(tmp_path, "shout", [], commands=COMMANDS, clbench_shout=MODULE,
                        clbench_raises="raise RuntimeError('two\\nlines')", clbench_leaves="import sys\nsys.exit(3)")
     monkeypatch.syspath_prepend(tmp_path)
-    cli.group.__dict__.pop("of_plugins", None)
+    cli.group.__dict__.pop("plugin_commands", None)
     yield tmp_path
-    cli.group.__dict__.pop("of_plugins", None)
+    cli.group.__dict__.pop("plugin_commands", None)
     sys.modules.pop("clbench_shout", None)
 
 

@@ -170,19 +170,19 @@ def test_a_module_in_a_plain_folder_is_the_python_files_beside_it(tmp_path, monk
 
 
 def test_a_process_keeps_what_it_has_imported(package, monkeypatch):
-    first = identity.running("a_package_of_mine")  # before it is imported
+    first = identity.hash_running("a_package_of_mine")  # before it is imported
     monkeypatch.setitem(sys.modules, "a_package_of_mine", module := types.ModuleType("a_package_of_mine"))
     module.__path__ = [str(package)]
     (package / "inner" / "code.py").write_text(CODE.replace("* by", "* 0"))
-    assert identity.running("a_package_of_mine") == first != identity.hash_of("a_package_of_mine")
-    assert identity.edited("a_package_of_mine") == ["a_package_of_mine"]
+    assert identity.hash_running("a_package_of_mine") == first != identity.hash_of("a_package_of_mine")
+    assert identity.list_edited("a_package_of_mine") == ["a_package_of_mine"]
     (package / "inner" / "code.py").write_text(SAME)
-    assert identity.edited("a_package_of_mine") == []
+    assert identity.list_edited("a_package_of_mine") == []
     (package / "inner" / "code.py").write_text(CODE.replace("* by", "* 0"))
     again = types.ModuleType("a_package_of_mine")
     again.__path__ = [str(package)]
     monkeypatch.setitem(sys.modules, "a_package_of_mine", again)
-    assert identity.running("a_package_of_mine") == identity.hash_of("a_package_of_mine") != first
+    assert identity.hash_running("a_package_of_mine") == identity.hash_of("a_package_of_mine") != first
 
 
 def test_code_that_was_edited_before_it_was_read_is_no_code_that_is_known(package, monkeypatch):
@@ -190,4 +190,4 @@ def test_code_that_was_edited_before_it_was_read_is_no_code_that_is_known(packag
     module.__path__ = [str(package)]
     identity.note("a_package_of_mine")
     (package / "inner" / "code.py").write_text(CODE.replace("* by", "* 12345"))
-    assert identity.running("a_package_of_mine") != identity.hash_of("a_package_of_mine")
+    assert identity.hash_running("a_package_of_mine") != identity.hash_of("a_package_of_mine")

@@ -4,7 +4,7 @@ import pytest
 
 from clbench.core.errors import DataError, SpecError
 from clbench.core.registry import discover
-from clbench.core.user_code import file_of, importable, load_function
+from clbench.core.user_code import extend_import_path, file_of, load_function
 
 FILE = "import neighbor_of_photos\ndef stream():\n    return neighbor_of_photos.SIZE\nsize = 3\n"
 
@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def load(name):
-    with importable(name):
+    with extend_import_path(name):
         return load_function(name, "benchmark")
 
 

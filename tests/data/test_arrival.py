@@ -8,14 +8,14 @@ from helpers.streams import permuted, raw, stochastic
 from clbench.core import seeds
 from clbench.core.errors import DataError
 from clbench.data.arrival import arrive
-from clbench.data.stream import present
+from clbench.data.stream import to_stream
 from clbench.experiment.arrival import Arrival
 from clbench.testing.tiny import tiny_stream
 
 
 def large(tasks=3, n=60, scenario="class", **extra):
     """A stream of tasks with two classes each and n samples, all of them distinct."""
-    return present(raw(tuple((2 * t, 2 * t + 1) for t in range(tasks)), n, **extra), scenario, "b")
+    return to_stream(raw(tuple((2 * t, 2 * t + 1) for t in range(tasks)), n, **extra), scenario, "b")
 
 
 def rows(samples):
@@ -127,7 +127,7 @@ def test_names_go_with_their_classes():
 
 
 def test_permuted_inputs_keep_the_permutation_of_their_own_task():
-    before = present(permuted(3, 30)[0], "domain", "b")
+    before = to_stream(permuted(3, 30)[0], "domain", "b")
     found = counts(before, arrived(before, "domain", blur=0.4))
     assert [found[t][t] for t in range(3)] == [18] * 3
 
@@ -143,7 +143,7 @@ def test_random_transforms_are_still_drawn_for_each_sample():
 
 
 def test_classes_that_return_already_are_one_class():
-    stream = present(raw(((0, 1), (1, 2)), 40), "class", "b")
+    stream = to_stream(raw(((0, 1), (1, 2)), 40), "class", "b")
     after = arrived(stream, imbalance=8.0)
     ratios = {c: [row[c] for row in after.arrivals if row[c]] for c in range(3)}
     assert ratios[1][0] == ratios[1][1]  # thinned alike in both

@@ -13,7 +13,7 @@ from clbench.data.avalanche.build import as_raw, import_avalanche
 from clbench.data.contents import Contents
 from clbench.data.datasets import CLASS_NAMES
 from clbench.data.raw import hold_out
-from clbench.data.stream import present
+from clbench.data.stream import to_stream
 from clbench.execution.trial_record import describe
 from clbench.training.replica import Replica
 
@@ -33,7 +33,7 @@ def of_tasks(found):
     (((3, 1),), "class", [(1, 0)], [("cow", "dog")]),
 ])
 def test_a_name_stands_beside_the_output_of_its_class(orders, scenario, outputs, names):
-    found = present(raw(orders, class_names=ANIMALS), scenario, "animals")
+    found = to_stream(raw(orders, class_names=ANIMALS), scenario, "animals")
     if orders == ((3, 1),):
         outputs = [tuple(found.tasks[0].classes)]  # which of two outputs is not the matter here
     assert [task.classes for task in found.tasks] == outputs and of_tasks(found) == names
@@ -46,8 +46,9 @@ def test_a_name_stands_beside_the_output_of_its_class(orders, scenario, outputs,
 def test_names_change_neither_hash_nor_fingerprint():
     named, plain = raw(class_names=ANIMALS), raw()
     assert named.digest == plain.digest
-    assert present(named, "task", "").fingerprint == present(plain, "task", "").fingerprint
-    assert of_tasks(present(plain, "task", "")) == [(), ()] and describe(present(plain, "task", "")).class_names == []
+    assert to_stream(named, "task", "").fingerprint == to_stream(plain, "task", "").fingerprint
+    assert of_tasks(to_stream(plain, "task", "")) == [(), ()]
+    assert describe(to_stream(plain, "task", "")).class_names == []
 
 
 def test_names_outlive_the_cache_and_a_validation_split(tmp_path):

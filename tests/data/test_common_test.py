@@ -13,7 +13,7 @@ from clbench.core.registry import discover
 from clbench.data import cache, stream
 from clbench.data.avalanche.build import build_raw
 from clbench.data.raw import hold_out
-from clbench.data.stream import load_stream, present
+from clbench.data.stream import load_stream, to_stream
 from clbench.experiment.trial import Resolved
 
 CLASSES, INSTANCES = ((3, 0), (2, 1)), ((0, 1), (0, 1))
@@ -34,14 +34,14 @@ def pointers(built):
 def test_one_test_set_of_several_tasks_is_common_and_that_of_a_single_task_is_not():
     assert with_one_test().common_test and not raw().common_test
     assert not raw(((0, 1),)).common_test
-    assert present(with_one_test(), "class", "b").common_test and not present(raw(), "class", "b").common_test
+    assert to_stream(with_one_test(), "class", "b").common_test and not to_stream(raw(), "class", "b").common_test
 
 
 @pytest.mark.parametrize("budget", [0, 2**30])
 def test_the_test_samples_exist_once(budget, monkeypatch):
     monkeypatch.setattr(stream, "TEST_BYTES", budget)
     source = with_one_test()
-    built = present(source, "class", "b")
+    built = to_stream(source, "class", "b")
     assert pointers(built) == {source.test[0].x.data_ptr()}
     moved = built.to("meta")
     assert len({id(task.test.x) for task in moved.tasks}) == 1
@@ -51,16 +51,17 @@ def test_the_test_samples_exist_once(budget, monkeypatch):
 
 
 def test_labels_become_the_outputs_that_the_tasks_give_their_classes():
-    by_class = present(with_one_test(), "class", "b")
+    by_class = to_stream(with_one_test(), "class", "b")
     assert by_class.tests.y.tolist() == [0, 1, 2, 3] * 2
-    assert present(with_one_test(((5, 3), (2, 9))), "class", "b").tests.y.tolist() == [2, 1, 0, 3] * 2  # labels 2 3 5 9
-    assert present(with_one_test(INSTANCES), "domain", "b").tests.y.tolist() == [0, 1] * 4
-    in_pairs = present(with_one_test(), "domain", "b")  # 3 and 2 are output 0, 0 and 1 are output 1
+    other_order = to_stream(with_one_test(((5, 3), (2, 9))), "class", "b")
+    assert other_order.tests.y.tolist() == [2, 1, 0, 3] * 2  # labels 2 3 5 9
+    assert to_stream(with_one_test(INSTANCES), "domain", "b").tests.y.tolist() == [0, 1] * 4
+    in_pairs = to_stream(with_one_test(), "domain", "b")  # 3 and 2 are output 0, 0 and 1 are output 1
     assert in_pairs.tests.y.tolist() == [1, 1, 0, 0] * 2 and in_pairs.tests.tasks.tolist() == [0] * 8
 
 
 def test_classes_that_return_later_are_common_too():
-    built = present(with_one_test(((0, 1), (1, 2))), "class", "b")
+    built = to_stream(with_one_test(((0, 1), (1, 2))), "class", "b")
     assert built.tests.y.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
@@ -69,33 +70,33 @@ def test_classes_that_return_later_are_common_too():
 def test_a_scenario_that_needs_the_task_of_test_samples_is_refused(orders, scenario, other):
     with pytest.raises(SpecError, match=f"^benchmark 'b' has one test set for all tasks, and scenario {scenario} needs "
                                         f"to know the task of each test sample; choose scenario {other}$"):
-        present(with_one_test(orders), scenario, "b")
+        to_stream(with_one_test(orders), scenario, "b")
 
 
 def test_test_classes_that_no_task_trains_are_an_error():
     source = with_one_test()
     source.test[0].y[0] = 7
     with pytest.raises(DataError, match="benchmark 'b': the test set has classes that no training experience has: 7"):
-        present(source, "class", "b")
+        to_stream(source, "class", "b")
 
 
 def test_streams_without_classes_have_a_test_set_for_each_task():
     numbers = replace(with_one_test(), objective="regression")
     with pytest.raises(SpecError, match="which only a benchmark with classes can have"):
-        present(numbers, "domain", "b")
+        to_stream(numbers, "domain", "b")
 
 
 def test_validation_holds_samples_of_each_task_out():
     held = hold_out(with_one_test(), 0.25, 0, "b")
     assert not held.common_test and [len(split.y) for split in held.test] == [2, 2]
-    built = present(held, "class", "b")
+    built = to_stream(held, "class", "b")
     assert not built.common_test and built.tests.tasks.tolist() == [0, 0, 1, 1]
 
 
 def test_another_order_of_test_labels_is_another_stream():
     source, other = with_one_test(), with_one_test()
     other.test[0].y.copy_(other.test[0].y.flip(0))
-    assert present(source, "class", "b").fingerprint != present(other, "class", "b").fingerprint
+    assert to_stream(source, "class", "b").fingerprint != to_stream(other, "class", "b").fingerprint
 
 
 def test_a_cached_stream_keeps_its_one_test_set(tmp_path):
@@ -134,7 +135,7 @@ def test_new_instances_of_avalanche_have_a_common_test():
         parts = [TensorDataset(torch.rand(n, 3), torch.arange(n) % 4) for n in (24, 8)]
         return ni_benchmark(*parts, n_experiences=3, task_labels=False, seed=0)
 
-    built = present(of_avalanche(new_instances), "domain", "b")
+    built = to_stream(of_avalanche(new_instances), "domain", "b")
     assert built.common_test and len(built.tasks) == 3 and built.tests.sizes == (8,) and built.classes == 4
 
 

@@ -15,7 +15,7 @@ from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
-from clbench.data.stream import load_stream, present
+from clbench.data.stream import load_stream, to_stream
 from clbench.experiment.trial import Resolved
 
 
@@ -43,11 +43,11 @@ def test_prepare_can_be_pickled_and_mapped_over_stacks():
 
 
 def test_a_stream_holds_outputs_tasks_and_shape():
-    stream = present(raw(((3, 0), (2, 1))), "domain", "b")
+    stream = to_stream(raw(((3, 0), (2, 1))), "domain", "b")
     assert [task.classes for task in stream.tasks] == [(0, 1), (0, 1)] and stream.classes == 2
     assert stream.input_shape == (1, 3, 3)
     assert stream.tasks[0].train.y.tolist() == [0, 1] * 4 and stream.tasks[1].test.tasks.tolist() == [1] * 8
-    assert present(raw(((3, 0), (2, 1))), "class", "b").tasks[0].train.y.tolist() == [3, 0] * 4
+    assert to_stream(raw(((3, 0), (2, 1))), "class", "b").tasks[0].train.y.tolist() == [3, 0] * 4
 
 
 def test_the_fingerprint_tells_apart_whatever_differs():
@@ -55,22 +55,22 @@ def test_the_fingerprint_tells_apart_whatever_differs():
     other.test[1].x[0, 0, 0, 0] ^= 1
     relabeled = raw()
     relabeled.train[0].y[0] = 1
-    streams = [present(raw(), "class", "b"), present(raw(), "domain", "b"), present(other, "class", "b"),
-               present(relabeled, "class", "b"), present(raw(mean=(0.5,), std=(0.5,)), "class", "b")]
+    streams = [to_stream(raw(), "class", "b"), to_stream(raw(), "domain", "b"), to_stream(other, "class", "b"),
+               to_stream(relabeled, "class", "b"), to_stream(raw(mean=(0.5,), std=(0.5,)), "class", "b")]
     assert len({s.fingerprint for s in streams}) == len(streams)
-    assert present(raw(), "class", "b").fingerprint == streams[0].fingerprint
+    assert to_stream(raw(), "class", "b").fingerprint == streams[0].fingerprint
 
 
 def test_test_classes_that_were_never_trained_are_an_error():
     wrong = raw()
     wrong.test[1].y[0] = 0
     with pytest.raises(DataError, match="task 2's test experience has classes that its training experience has not: 0"):
-        present(wrong, "class", "b")
+        to_stream(wrong, "class", "b")
 
 
 def test_permuted_tasks_share_one_store_and_permute_when_used():
     source, orders = permuted()
-    stream = present(source, "task", "b")
+    stream = to_stream(source, "task", "b")
     for t, task in enumerate(stream.tasks):
         own = torch.arange(9) if t == 0 else orders[t]
         for part, first in ((task.train, source.train[0].x), (task.test, source.test[0].x)):
@@ -84,7 +84,7 @@ def test_permuted_tasks_share_one_store_and_permute_when_used():
 
 
 def test_only_one_permuted_training_set_is_held_at_a_time():
-    stream = present(permuted()[0], "domain", "b")
+    stream = to_stream(permuted()[0], "domain", "b")
     second, third = stream.tasks[1].train, stream.tasks[2].train
     assert second.x is second.x
     kept = second.x
@@ -94,7 +94,7 @@ def test_only_one_permuted_training_set_is_held_at_a_time():
 
 @pytest.mark.parametrize("change", [lambda s: s.to("cpu"), copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_moving_and_copying_keep_samples_and_sharing(change):
-    stream = present(permuted()[0], "domain", "b")
+    stream = to_stream(permuted()[0], "domain", "b")
     moved = change(stream)
     assert all(torch.equal(a.train.x, b.train.x) and torch.equal(a.test.y, b.test.y)
                for a, b in zip(stream.tasks, moved.tasks, strict=True))

@@ -91,7 +91,8 @@ def test_a_random_part_is_the_one_that_torchvision_would_cut_out(height, width, 
     out = augment(x, draws)
     shape = [height, width] if size is None else [size, size]
     assert out.dtype == torch.uint8 and list(out.shape[2:]) == shape
-    for one, box, last, ours in zip(x, augment.boxes(draws, height, width).tolist(), draws[:, -1], out, strict=True):
+    boxes = augment.draw_boxes(draws, height, width).tolist()
+    for one, box, last, ours in zip(x, boxes, draws[:, -1], out, strict=True):
         part = TF.resized_crop(one, *box, shape, InterpolationMode.BICUBIC, antialias=True)
         theirs = TF.hflip(part) if last < 0.5 else part
         assert (ours.int() - theirs.int()).abs().max() <= 1
@@ -100,7 +101,7 @@ def test_a_random_part_is_the_one_that_torchvision_would_cut_out(height, width, 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (60, 10)])
 def test_parts_have_the_shares_that_torchvision_draws(height, width):
     augment = AUGMENTATIONS["random-resized-crop"]
-    ours = augment.boxes(augment.draw(4000, torch.Generator().manual_seed(0)), height, width).double()
+    ours = augment.draw_boxes(augment.draw(4000, torch.Generator().manual_seed(0)), height, width).double()
     torch.manual_seed(0)
     image = torch.zeros(1, height, width)
     theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])

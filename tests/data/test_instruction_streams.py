@@ -11,7 +11,7 @@ from clbench.core.registry import discover
 from clbench.data.own.instruction_streams import instructions
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import hold_out
-from clbench.data.stream import load_stream, present
+from clbench.data.stream import load_stream, to_stream
 from clbench.experiment.trial import Resolved
 
 pytestmark = pytest.mark.extra("lm")
@@ -138,7 +138,7 @@ def test_a_validation_split_and_the_cache_keep_the_labels(tmp_path, tokenizer):
     options = InstructionOptions(tokenizer=tokenizer).model_dump()
     benchmark = Resolved(name=f"instructions:{place}", options=options)
     built, cached = (load_stream(benchmark, "task", 0, tmp_path, discover()) for _ in range(2))
-    assert built.fingerprint == cached.fingerprint == present(raw, "task", "").fingerprint
+    assert built.fingerprint == cached.fingerprint == to_stream(raw, "task", "").fingerprint
     assert cached.task_names == ("a", "b") and cached.objective == "causal-lm" and cached.classes == 0
     assert cached.tasks[1].train.y.equal(raw.train[1].y) and cached.tasks[1].train.tasks.tolist() == [1] * 8
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from clbench.core.errors import DataError
 from clbench.data.own.dividing import divide, hold_out
-from clbench.data.own.samples import Labeled, as_text, in_order
+from clbench.data.own.samples import Labeled, as_text, sort_names
 from clbench.data.own_options import ColumnOptions, OwnOptions
 
 
@@ -21,8 +21,8 @@ def named(division, which="orders"):
 
 
 def test_classes_come_by_size_of_their_numbers_or_by_name():
-    assert in_order(["10", "9", "-1"]) == ["-1", "9", "10"]
-    assert in_order(["10", "9", "b"]) == ["10", "9", "b"]
+    assert sort_names(["10", "9", "-1"]) == ["-1", "9", "10"]
+    assert sort_names(["10", "9", "b"]) == ["10", "9", "b"]
     assert as_text([3, 3.0, np.int64(3), b"a", True]) == ["3", "3", "3", "a", "True"]
 
 

@@ -22,7 +22,7 @@ from clbench.data import photo_files
 from clbench.data.arrival import arrive
 from clbench.data.own import photos as own_photos
 from clbench.data.own_options import ImagesOptions
-from clbench.data.photo_files import Photos, PhotoTable, Reading, in_turn
+from clbench.data.photo_files import Photos, PhotoTable, Reading, decode_in_order
 from clbench.data.photo_samples import PhotosAhead, PhotoSamples, Request
 from clbench.data.prepare import RandomResizedCrop
 from clbench.data.samples import Samples
@@ -103,7 +103,7 @@ def test_crops_are_those_of_torchvision_on_the_original_photo(folder, tmp_path, 
     mirrored = 0
     for row, (i, draw) in enumerate(zip(index.tolist(), draws, strict=True)):
         image = upright(path_of(train, i))
-        box, = crop.boxes(draw[None], image.height, image.width).tolist()
+        box, = crop.draw_boxes(draw[None], image.height, image.width).tolist()
         want = F.resized_crop(image, *box, [20, 20], InterpolationMode(interpolation))
         if draw[-1] < 0.5:
             want, mirrored = F.hflip(want), mirrored + 1
@@ -114,9 +114,9 @@ def test_crops_are_those_of_torchvision_on_the_original_photo(folder, tmp_path, 
 def test_boxes_of_photos_of_several_sizes_are_those_of_each_size():
     crop, sizes = RandomResizedCrop(), torch.tensor([[20, 30], [500, 3], [4, 900], [64, 64]]).repeat(50, 1)
     draws = crop.draw(len(sizes), seeds.generator(0))
-    together = crop.boxes(draws, sizes[:, :1], sizes[:, 1:])
+    together = crop.draw_boxes(draws, sizes[:, :1], sizes[:, 1:])
     for box, draw, (height, width) in zip(together, draws, sizes.tolist(), strict=True):
-        assert torch.equal(box, crop.boxes(draw[None], height, width)[0])
+        assert torch.equal(box, crop.draw_boxes(draw[None], height, width)[0])
         top, left, rows, columns = box.tolist()
         assert 0 <= top <= height - rows and 0 <= left <= width - columns and rows > 0 and columns > 0
 
@@ -183,11 +183,11 @@ def test_at_most_three_batches_are_decoded_ahead(folder, tmp_path, monkeypatch):
             begun.append(number)
             yield Reading(photos[number:number + 1])
 
-    ahead = [len(begun) - number - 1 for number, _ in enumerate(in_turn(started()))]
+    ahead = [len(begun) - number - 1 for number, _ in enumerate(decode_in_order(started()))]
     assert ahead == [3, 3, 3, 3, 3, 2, 1, 0]
     monkeypatch.setattr(photo_files, "AHEAD_BYTES", 2 * 3 * 24 * 24)
     begun.clear()
-    assert [len(begun) - number - 1 for number, _ in enumerate(in_turn(started()))][:3] == [2, 2, 2]
+    assert [len(begun) - number - 1 for number, _ in enumerate(decode_in_order(started()))][:3] == [2, 2, 2]
 
 
 def test_batches_decoded_ahead_are_those_that_are_asked_for(folder, tmp_path):

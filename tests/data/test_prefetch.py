@@ -22,7 +22,7 @@ RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
 def ends(method, options, group, monkeypatch, here):
     with monkeypatch.context() as patch, seeds.scope(0):
         patch.setattr(tiny, "tiny_stream", stochastic)
-        patch.setattr(prefetch, "core_to_spare", lambda _: not here)
+        patch.setattr(prefetch, "has_spare_core", lambda _: not here)
         benches = lead(method, options, group, RECIPE, tasks=2)
         assert all(isinstance(task.train, StochasticSamples) for b in benches for task in b.stream.tasks)
         return [b.strategy.state_dict() for b in benches]
@@ -56,18 +56,18 @@ def test_draws_do_not_depend_on_what_the_step_draws(monkeypatch):
 
 
 def test_on_a_cpu_samples_are_drawn_where_the_step_runs():
-    assert not prefetch.core_to_spare(torch.device("cpu"))
-    assert prefetch.core_to_spare(torch.device("cuda")) is (prefetch.sys.platform == "linux")
+    assert not prefetch.has_spare_core(torch.device("cpu"))
+    assert prefetch.has_spare_core(torch.device("cuda")) is (prefetch.sys.platform == "linux")
 
 
 def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeypatch):
-    monkeypatch.setattr(prefetch, "core_to_spare", lambda _: True)
+    monkeypatch.setattr(prefetch, "has_spare_core", lambda _: True)
     samples = stochastic("task").tasks[0].train
 
     def run(taken):
         order = BatchSampler(24, 10, 0, 0)
         with seeds.scope(0):
-            with prefetch.prefetched([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
+            with prefetch.prefetch([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
                 twin = BatchSampler(24, 10, 0, 0)
                 batches = [twin.batch(drawn).x for _ in range(taken)]
             return batches, seeds.state()
@@ -81,7 +81,7 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeyp
 
 
 def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
-    monkeypatch.setattr(prefetch, "core_to_spare", lambda _: True)
+    monkeypatch.setattr(prefetch, "has_spare_core", lambda _: True)
     samples = stochastic("task").tasks[0].train
 
     def draw(i):
@@ -89,5 +89,5 @@ def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
 
     broken = StochasticSamples(samples.x, samples.y, samples.tasks, draw)
     with (pytest.raises(ValueError, match="no such picture"),
-          prefetch.prefetched([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
+          prefetch.prefetch([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
         drawn.take(torch.arange(2))

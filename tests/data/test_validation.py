@@ -10,7 +10,7 @@ from clbench import report
 from clbench.core.errors import DataError
 from clbench.core.registry import discover
 from clbench.data.raw import RawStream, Split, hold_out
-from clbench.data.stream import load_stream, present
+from clbench.data.stream import load_stream, to_stream
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -55,8 +55,8 @@ def test_every_class_gives_its_share_and_rare_ones_a_sample():
 def test_the_test_set_is_never_looked_at():
     whole = big()
     other = RawStream(whole.train, tuple(Split(255 - s.x, s.y) for s in whole.test), whole.orders)
-    assert present(whole, "task", "raw").fingerprint != present(other, "task", "raw").fingerprint
-    first, second = (present(hold_out(r, 0.1, 0, "raw"), "task", "raw") for r in (whole, other))
+    assert to_stream(whole, "task", "raw").fingerprint != to_stream(other, "task", "raw").fingerprint
+    first, second = (to_stream(hold_out(r, 0.1, 0, "raw"), "task", "raw") for r in (whole, other))
     assert first.fingerprint == second.fingerprint
     seen = set().union(*map(samples, [*hold_out(whole, 0.1, 0, "raw").train, *hold_out(whole, 0.1, 0, "raw").test]))
     assert not seen & set().union(*map(samples, whole.test))
@@ -72,7 +72,7 @@ def test_permuted_tasks_hold_the_same_images_out_and_share_them_still():
     whole, orders = permuted(n=40)
     split = hold_out(whole, 0.25, 0, "permuted")
     assert all(s.x is split.train[0].x for s in split.train) and all(s.x is split.test[0].x for s in split.test)
-    stream = present(split, "domain", "permuted")
+    stream = to_stream(split, "domain", "permuted")
     first = split.test[0].x.flatten(1)
     for task, order in zip(stream.tasks[1:], orders[1:], strict=True):
         assert torch.equal(task.test.x.flatten(1), first[:, order])

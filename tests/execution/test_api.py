@@ -6,7 +6,7 @@ import pytest
 import clbench
 from clbench.core.errors import SpecError
 from clbench.execution import api
-from clbench.execution.api import called
+from clbench.execution.api import format_call
 from clbench.results.store import Store
 
 SMALL = {"seeds": 2, "iterations": 2, "device": "cpu", "workers": 0, "threads": 1}
@@ -68,16 +68,17 @@ def test_corrupt_files_are_warned_of(tmp_path):
 
 
 def test_the_call_is_written_as_it_stood(tmp_path):
-    assert called(None, {"methods": "lora,ewc", "seeds": 3, "out": None}) == "clbench.run(methods='lora,ewc', seeds=3)"
-    assert called(tmp_path / "a.toml", {}) == f"clbench.run('{tmp_path}/a.toml')"
+    settings = {"methods": "lora,ewc", "seeds": 3, "out": None}
+    assert format_call(None, settings) == "clbench.run(methods='lora,ewc', seeds=3)"
+    assert format_call(tmp_path / "a.toml", {}) == f"clbench.run('{tmp_path}/a.toml')"
 
 
 def test_progress_is_shown_where_somebody_looks_on(monkeypatch, tmp_path, capsys):
     monkeypatch.delattr(sys, "ps1", raising=False)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
-    assert not api.notebook() and not api.watched()
+    assert not api.notebook() and not api.is_interactive()
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    assert not api.notebook() and api.watched()
+    assert not api.notebook() and api.is_interactive()
     clbench.run(methods="naive", out=tmp_path, **{**SMALL, "seeds": 1})
     out, err = capsys.readouterr()
     assert not out and "[1/1] naive seed 0: ACC" in err
@@ -86,7 +87,7 @@ def test_progress_is_shown_where_somebody_looks_on(monkeypatch, tmp_path, capsys
     monkeypatch.delattr(sys, "ps1")
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    assert api.notebook() and api.watched()
+    assert api.notebook() and api.is_interactive()
     clbench.run(methods="naive", out=tmp_path, **{**SMALL, "seeds": [2]})
     out, err = capsys.readouterr()
     assert not err and "[1/1] naive seed 2: ACC" in out

@@ -16,10 +16,10 @@ from clbench.core.options import Options, Scalar
 from clbench.core.registry import discover
 from clbench.execution.candidates import spaces_of
 from clbench.execution.samplers import Grid, corners
-from clbench.execution.tuning import left_out, rows_of
+from clbench.execution.tuning import find_unsearched, rows_of
 from clbench.experiment.plan import plan
 from clbench.experiment.search import Choices
-from clbench.experiment.spec import MethodSpec, Recipe, build, changed
+from clbench.experiment.spec import MethodSpec, Recipe, build, change_recipe
 
 REGISTRY = discover()
 TRIALS = 20  # the default of --trials
@@ -64,7 +64,7 @@ def test_a_published_recipe_comes_along_whole():
     method = {"name": name, "recipe": "published"}
     space = space_of(method)
     row, = rows_of(build({"methods": [method]}), REGISTRY, TRIALS)
-    tried = changed(Recipe(), row.candidate({"recipe.lr": 0.5}).own_recipe(recipe))[0]
+    tried = change_recipe(Recipe(), row.candidate({"recipe.lr": 0.5}).own_recipe(recipe))[0]
     assert tried == Recipe.model_validate({**{k: v for k, v in recipe.items() if k != "lr_per"}, "lr": 0.5})
     assert space["recipe.lr"] == pytest.approx([factor * recipe["lr"] for factor in (0.1, 0.3, 1, 3)])
 
@@ -77,7 +77,7 @@ def test_a_closed_form_has_no_rate_and_may_have_nothing_to_search():
     assert list(spaces_of(experiment, experiment.methods, REGISTRY, pretrained)[2]) == []  # with weights it does not
     rows = rows_of(experiment, REGISTRY, TRIALS)
     assert [row.label for row in rows] == ["ranpac:base=random", "ncm", "naive"]
-    assert left_out(rows, experiment, REGISTRY) == ["ncm"]
+    assert find_unsearched(rows, experiment, REGISTRY) == ["ncm"]
 
 
 @pytest.mark.parametrize(("method", "rates"), [("ranpac", 4), ("aper", 4), ("simplecil", 0), ("ranpac:adapt=none", 0)])

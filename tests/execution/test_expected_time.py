@@ -3,7 +3,7 @@
 import pytest
 from helpers.records import make_record
 
-from clbench.execution.time_left import TimeLeft, is_comparable, kind_of, recorded
+from clbench.execution.time_left import TimeLeft, is_comparable, kind_of, read_times
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import Speed, WorkEstimate, Workload
 from clbench.results.provenance import machine
@@ -81,11 +81,11 @@ def test_records_of_the_folder_tell_before_anything_has_run():
     assert [is_comparable(r, "cpu", 1) for r in (*old, elsewhere)] == [True, True, False]
     assert not is_comparable(old[0], "cuda", 1) and not is_comparable(old[0], "cpu", 2)
     assert is_comparable(old[0], "cpu", None)
-    load, seconds = recorded(old[0])
+    load, seconds = read_times(old[0])
     assert seconds == pytest.approx(3 * 1.0 + 3 * 0.25 + 4 * 0.1)
     assert load.steps == [70] * 3 and load.train_flops == [10**9] * 3
     assert load.test_flops == [600 * 500] * 4, "600 test samples in each row"
-    assert recorded(make_record("er", status="diverged")) is None
+    assert read_times(make_record("er", status="diverged")) is None
     left = TimeLeft([planned("er", seed) for seed in (5, 6, 7)])
     left.ready(2)
     left.known(old)

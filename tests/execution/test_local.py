@@ -18,7 +18,7 @@ from clbench.execution import run
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
 from clbench.execution.workers.pool import Pool, WorkerError, WorkerHandle
 from clbench.execution.workers.process import WORKER, Process, Worker
-from clbench.execution.workers.protocol import Finished, Prepared, Refused, Run, Start, failed
+from clbench.execution.workers.protocol import Finished, Prepared, Refused, Run, Start, record_failure
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.overrides import merge
 from clbench.experiment.plan import plan
@@ -259,7 +259,7 @@ def test_the_record_of_a_dead_worker_has_the_search_of_its_options():
     searched = Searched(candidates=3, validation=0.2, seeds=(1000,))
     planned = PlannedTrial(record.trial, "ewc", False, searched=searched)
     failure = Failure(type="WorkerError", message="died")
-    assert failed(planned, record.provenance, record.provenance.started, failure).searched == searched
+    assert record_failure(planned, record.provenance, record.provenance.started, failure).searched == searched
 
 
 def test_a_worker_does_not_import_modules_of_the_user_instead_of_pythons(tmp_path):

@@ -6,7 +6,7 @@ from helpers.records import make_lm_record, make_record
 from rich.console import Console
 
 from clbench.execution import progress
-from clbench.execution.time_left import recorded
+from clbench.execution.time_left import read_times
 from clbench.execution.until import Round
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.until import UntilDecided
@@ -79,7 +79,7 @@ def test_a_later_round_of_a_run_until_decided_knows_its_workers_and_the_times_of
     listener.known([known])
     listener.ready(known.provenance.device, 2, 1)
     shown.tally.start(records[0].key)
-    seconds = recorded(known)[1]
+    seconds = read_times(known)[1]
     assert shown.tally.left.seconds(now[0]) == pytest.approx(2 * seconds), "four trials, two at a time"
     assert shown.console.file.getvalue() == ""
 

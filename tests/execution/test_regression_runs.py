@@ -17,7 +17,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.results.store import Store
 
 SITES, ROWS = ("north", "south", "west"), 40
@@ -252,7 +252,7 @@ def test_reports_choose_and_until_follow_the_direction_and_the_unit(tmp_path, ta
     capsys.readouterr()
     assert cli.call(["choose", str(tmp_path), "--format", "json"]) == 0
     chosen = json.loads(capsys.readouterr().out)
-    setting, = by_setting(Store(tmp_path).read()[0])
+    setting, = group_by_setting(Store(tmp_path).read()[0])
     finals = {label: np.mean(list(by_seed.values())) for label, by_seed in setting.values(setting.final).items()}
     assert min(finals, key=finals.get).startswith("er") and "er" in json.dumps(chosen)
     state, = states(records, UntilDecided(first=3, most=5))

@@ -9,7 +9,7 @@ from scipy import stats
 
 import clbench
 from clbench.report import build
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.paired_tests import all_pairs
 from clbench.report.columns import ACC
 
@@ -50,7 +50,7 @@ def test_nothing_is_claimed_that_the_features_do_not_show(tmp_path, kind, test):
     records = run(features(tmp_path / "features.npz", kind, test), tmp_path / "run", seeds=3, epochs=10)
     section, = build(records, ids=True).sections
     rows = {row.label: row for row in section.comparison.rows}
-    facts, (setting,) = section.facts, by_setting(records)
+    facts, (setting,) = section.facts, group_by_setting(records)
     # twenty steps are too few for a head, and closed forms take none
     assert {label for label, row in rows.items() if "△" in row.marks} == setting.cautions.keys() == {"er", "naive"}
     assert facts.baseline.other == "naive"
@@ -92,4 +92,4 @@ def test_without_a_budget_a_linear_model_learns_its_tasks(tmp_path):
     benchmark = features(tmp_path / "features.npz", clusters, 200)
     record, = clbench.run(benchmark=benchmark, model="linear", methods="er", scenario="class", workers=0, seeds=1,
                           out=tmp_path / "run")
-    assert record.trial.recipe.epochs == 300 and not by_setting([record])[0].cautions
+    assert record.trial.recipe.epochs == 300 and not group_by_setting([record])[0].cautions

@@ -13,10 +13,10 @@ from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError
 from clbench.core.registry import discover
 from clbench.execution.candidates import choose, score
-from clbench.execution.samplers import STARTUP, TPE, Grid, at_end, corners, sampler_for
-from clbench.execution.tuning import account, chosen, rows_of
+from clbench.execution.samplers import STARTUP, TPE, Grid, corners, is_at_end, sampler_for
+from clbench.execution.tuning import account, choose_methods, rows_of
 from clbench.experiment.overrides import write_tuned
-from clbench.experiment.plan import plan, tried_for
+from clbench.experiment.plan import find_candidates, plan
 from clbench.experiment.search import Choices, Outcome, Range, Search, Searched, Tried
 from clbench.experiment.spec import MethodSpec, build
 from clbench.results.store import Store
@@ -279,7 +279,7 @@ def test_the_same_scores_lead_to_the_same_candidates():
     ("a", Choices(values=("a", "b", "c")), False), (True, Choices(values=(True, False)), False),
 ])
 def test_a_best_value_at_an_end_is_noticed(value, axis, expected):
-    assert at_end(value, axis) is expected
+    assert is_at_end(value, axis) is expected
 
 
 @pytest.mark.parametrize(("only", "labels"), [
@@ -308,7 +308,7 @@ def tuned_rows(**values):
 
 def test_options_that_differ_by_scenario_make_rows_for_each():
     spec, rows, registry = tuned_rows(methods=["naive", "ewc"])
-    found = chosen(spec, spec, rows, registry)
+    found = choose_methods(spec, spec, rows, registry)
     assert [m.model_dump(mode="json", exclude_defaults=True) for m in found] == [
         {"name": "naive"}, {"name": "ewc", "options": {"strength": 1.0}, "scenario": ["task"]},
         {"name": "ewc", "options": {"strength": 10.0}, "scenario": ["class"]}]
@@ -330,7 +330,7 @@ def test_a_tie_goes_to_the_lower_rate_in_the_file_the_table_and_the_notes():
         row.record_results(asked, [make_record("er", seed, [[0.5], [value]], label=row.candidate(c).label)
                                    for c in asked for seed, value in zip(spec.seeds, acc[c["recipe.lr"]], strict=True)])
     assert rounds == [[1e-5, 3e-5], [1e-4]]  # the best mean decides what is widened, not the choice at the other edge
-    assert [m.recipe for m in chosen(spec, spec, [row], registry)] == [{"lr": 1e-5}]
+    assert [m.recipe for m in choose_methods(spec, spec, [row], registry)] == [{"lr": 1e-5}]
     made = account([row], spec, 2, {}, "", {}, widen=1)
     assert made.outcomes[0].widened == {"recipe.lr": 1} and made.outcomes[0].notes == tuple(row.notes)
     assert row.notes[1].startswith("recipe.lr=1e-5 (55.00 ± 3.00) was chosen: it is within one standard error of "
@@ -351,7 +351,7 @@ def test_what_matters_in_one_scenario_is_searched_there_alone():
         asked = row.sampler.ask()
         row.record_results(asked, [make_record(row.method.name, R=[[0.5], [0.8]], scenario=row.scenario,
                                                label=row.candidate(c).label) for c in asked])
-    assert [(m.name, m.options, m.scenario) for m in chosen(spec, spec, rows, registry)] == [
+    assert [(m.name, m.options, m.scenario) for m in choose_methods(spec, spec, rows, registry)] == [
         ("pnn", {"infer": "entropy"}, ("class",)), ("pnn", {}, ("task",)),
         ("lora", {"alpha": 1}, ("task",)), ("lora", {"infer": "entropy", "alpha": 1}, ("class",))]
 
@@ -397,7 +397,7 @@ def test_scenarios_of_the_search_are_those_with_its_flags():
     row, = rows_of(spec, registry, 2)
     row.record_results(row.sampler.ask(), [make_record("ewc", R=[[0.5], [0.8]], scenario="class",
                                                        label="ewc:strength=1")])
-    assert [m.options for m in chosen(unplanned, spec, [row], registry)] == [{"strength": 1}, {}]
+    assert [m.options for m in choose_methods(unplanned, spec, [row], registry)] == [{"strength": 1}, {}]
 
 
 def test_a_method_for_no_scenario_of_the_experiment_is_refused():
@@ -450,7 +450,7 @@ def test_the_searches_of_the_committed_experiments_chose_their_options():
             if not method.runs_in(scenario):
                 continue
             options = opt.validate(registry.strategy(method.name).options, method.options, method.name, "")
-            tried = [t for _, t in tried_for(spec, method, scenario, options)] or [
+            tried = [t for _, t in find_candidates(spec, method, scenario, options)] or [
                 t for made in spec.tuning for t in made.tried  # made before an option of the row was there
                 if (t.method, t.scenario) == (method.name, scenario)]
             if not {name for t in tried for name in t.options} & set(method.given):

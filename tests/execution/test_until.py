@@ -16,7 +16,7 @@ from clbench.execution import run, until
 from clbench.experiment.spec import build
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.facts import facts
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.results.looks import read
 from clbench.results.records import Failure
 from clbench.results.store import Store
@@ -57,7 +57,7 @@ def test_only_what_is_open_gets_more_seeds_and_the_baseline_as_many(go):
     assert found["lwf"] == found["naive"] == list(range(12))
     assert 3 < len(found["ewc"]) <= 12
     assert sorted(RUN) == sorted((label, seed) for label, own in found.items() for seed in own)  # each once
-    told = facts(by_setting(results)[0])
+    told = facts(group_by_setting(results)[0])
     assert {p.method: p.verdict for p in told.baseline.pairs} == {"er": "better", "ewc": "better", "lwf": "open"}
     assert all(p.test == "sequential" for p in told.baseline.pairs)
     assert {r.until for r in results} == {UntilDecided(first=3, most=12)}
@@ -80,7 +80,7 @@ def test_an_interrupted_run_goes_on_to_the_same_seeds_and_verdicts(go):
         go({"naive": stops, "ewc": 0.012, "lwf": 0.0}, out="parts")
     again = go({"naive": 0, "ewc": 0.012, "lwf": 0.0}, out="parts")
     assert seeds(again) == seeds(whole)
-    assert facts(by_setting(again)[0]) == facts(by_setting(whole)[0])
+    assert facts(group_by_setting(again)[0]) == facts(group_by_setting(whole)[0])
     RUN.clear()
     assert seeds(go({"naive": 0, "ewc": 0.012, "lwf": 0.0}, out="parts")) == seeds(whole)
     assert RUN == []
@@ -120,9 +120,9 @@ def test_what_another_process_runs_with_other_code_does_not_end_the_run(go, tmp_
                 execute([planned], SimpleNamespace(claim=lambda _: True),
                         SimpleNamespace(started=lambda _: None, finished=other.append))
                 store.write(other[0])
-                monkeypatch.setattr(run, "changed", lambda *_: ["the method's code"])
+                monkeypatch.setattr(run, "describe_changes", lambda *_: ["the method's code"])
             execute([planned], plan, listener)
-            monkeypatch.setattr(run, "changed", lambda *_: [])
+            monkeypatch.setattr(run, "describe_changes", lambda *_: [])
 
     monkeypatch.setattr(helpers.pretended, "execute", beside)
     results = go({"naive": 0, "lwf": 0.0}, max_seeds=6)
@@ -154,7 +154,7 @@ def test_the_best_of_all_is_found_by_dropping_what_is_worse(go):
     results = go({"er": 0.1, "ewc": 0.0, "lwf": 0.07}, baseline="best")
     found = seeds(results)
     assert len(found["ewc"]) < len(found["lwf"]) == len(found["er"])
-    best = facts(by_setting(results)[0]).best
+    best = facts(group_by_setting(results)[0]).best
     assert (best.method, best.open, best.tests) == ("er", (), 3)
 
 
@@ -271,7 +271,7 @@ def test_the_baseline_of_a_rule_is_one_method(go):
         return go({"naive": 0, "lwf": 0, label: 0}, out=label, methods=methods, baseline=label, max_seeds=4)
 
     results = with_baseline("my  ewc", 1)
-    assert by_setting(results)[0].baseline == "my ewc"
+    assert group_by_setting(results)[0].baseline == "my ewc"
     assert seeds(results)["my  ewc"] == [0, 1, 2, 3]
     with pytest.raises(SpecError, match="results of another method with the label 'my  ewc'"):
         with_baseline("my  ewc", 2)

@@ -10,7 +10,14 @@ from clbench import cli
 from clbench.core.registry import Registry, discover
 from clbench.experiment.overrides import read_spec
 from clbench.experiment.plan import plan
-from clbench.report.analysis.readable import as_ids, filled, names_of, option_names, readable, with_options
+from clbench.report.analysis.readable import (
+    as_ids,
+    fill_display_name,
+    name_settings,
+    names_of,
+    option_names,
+    with_options,
+)
 
 REGISTRY = discover()
 NAMES = names_of(REGISTRY)
@@ -18,7 +25,7 @@ NAMES = names_of(REGISTRY)
 
 def shown(*records, registry: Registry | None = None):
     """Return the display name of each method by its id."""
-    setting, = readable(records, registry=registry)
+    setting, = name_settings(records, registry=registry)
     return {m.id: m.label for m in setting.methods}
 
 
@@ -29,7 +36,7 @@ def made(method, label=None, **options):
 
 def test_a_display_name_shows_options_by_their_values():
     assert option_names("DER ({capacity})") == {"capacity"} and option_names("EWC") == set()
-    assert filled("LoRA r={rank}", {"rank": 8, "alpha": 2.0}) == "LoRA r=8"
+    assert fill_display_name("LoRA r={rank}", {"rank": 8, "alpha": 2.0}) == "LoRA r=8"
     assert with_options("EWC", []) == "EWC" and with_options("EWC", ["a=1"]) == "EWC (a=1)"
     assert with_options("ER (500)", ["a=1", "b=2"]) == "ER (500, a=1, b=2)"
 
@@ -69,7 +76,7 @@ def planned(methods, registry=REGISTRY):
 def test_the_display_name_of_default_options_plans_the_trial_of_the_bare_name(strategy):
     info = REGISTRY.strategies[strategy]
     options = info.options().model_dump() if info.options else {}
-    name = filled(info.display_name, options) if info.display_name else strategy
+    name = fill_display_name(info.display_name, options) if info.display_name else strategy
     ids = as_ids(name, REGISTRY)
     assert ids == strategy or ids.startswith(f"{strategy}:")
     assert planned(ids) == planned(strategy)

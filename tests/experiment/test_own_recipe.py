@@ -8,7 +8,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.overrides import set_options
 from clbench.experiment.plan import plan
-from clbench.experiment.spec import Recipe, build, changed
+from clbench.experiment.spec import Recipe, build, change_recipe
 from clbench.report.analysis.notes import own_recipe
 from clbench.results.store import Store
 
@@ -38,7 +38,7 @@ def test_what_the_experiment_has_anyway_makes_no_difference():
 
 def test_another_budget_or_optimizer_replaces_what_does_not_go_with_it():
     sgd = Recipe(optimizer="sgd", momentum=0.9, lr=0.05, epochs=3)
-    new, own = changed(sgd, {"optimizer": "adam", "iterations": 70})
+    new, own = change_recipe(sgd, {"optimizer": "adam", "iterations": 70})
     assert new == Recipe(optimizer="adam", lr=0.05, iterations=70)
     assert own == {"optimizer": "adam", "momentum": 0.0, "epochs": None, "iterations": 70}
 
@@ -104,7 +104,7 @@ def test_a_published_recipe_inherits_only_budget_and_precision(changes):
 
 def test_methods_of_clbench_have_recipes_that_are_valid():
     for info in discover().strategies.values():
-        changed(Recipe(), info.recipe)
+        change_recipe(Recipe(), info.recipe)
 
 
 def test_a_run_trains_by_it_and_its_report_says_so(tmp_path):

@@ -363,7 +363,7 @@ def test_libraries_of_models_count_by_their_version_and_are_not_read(monkeypatch
     strategy = bench(discover().strategy("naive"), {}, "task").strategy
     plain = callbacks.code_of(strategy)
     read = []
-    monkeypatch.setattr(identity, "running", lambda *names: read.append(names) or "own code")
+    monkeypatch.setattr(identity, "hash_running", lambda *names: read.append(names) or "own code")
     monkeypatch.setattr(callbacks, "version", lambda name: "9.9")
     strategy.model.added = type("Block", (torch.nn.Module,), {"__module__": "timm.layers"})()
     assert callbacks.code_of(strategy) == "own code timm 9.9" and " " not in plain

@@ -147,7 +147,7 @@ def install_commands(project):
     folder.mkdir()
     (folder / "entry_points.txt").write_text("\n".join(["[clbench.commands]", *(
         f"{name} = {value}" for name, value in project["entry-points"].get("clbench.commands", {}).items())]))
-    cli.group.__dict__.pop("of_plugins", None)  # cache of the commands installed so far
+    cli.group.__dict__.pop("plugin_commands", None)  # cache of the commands installed so far
 
 
 def check_toml(text):

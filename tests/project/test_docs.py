@@ -233,12 +233,12 @@ def test_what_the_pages_say_without_numbers_is_what_the_tests_say(script):
 def test_the_committed_reports_are_what_their_records_give():
     from clbench import report
     from clbench.report.formats.markdown import render
-    from clbench.results.diff import by_method
+    from clbench.results.diff import group_by_method
 
     for path in ROOT.glob("reports/**/report.md"):
         records, problems = Store(path.parent).read()
         assert not problems
-        assert render(report.build(by_method(records))) == path.read_text()
+        assert render(report.build(group_by_method(records))) == path.read_text()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("reports/verify/*/verify.md")), ids=lambda p: p.parent.name)
@@ -265,11 +265,11 @@ def test_the_committed_explanations_are_what_their_records_give(path, monkeypatc
 def test_the_committed_figures_are_what_their_records_give():
     from clbench import report
     from clbench.report.figures.draw import draw_report
-    from clbench.results.diff import by_method
+    from clbench.results.diff import group_by_method
 
     for path in ROOT.glob("reports/**/report.md"):
         drawn = {Path(name).stem: data.decode() for name, data in
-                 draw_report(report.build(by_method(Store(path.parent).read()[0]))).items()}
+                 draw_report(report.build(group_by_method(Store(path.parent).read()[0]))).items()}
         kept = {p.stem: p.read_text() for p in path.parent.glob("figures/*.svg")}
         words = re.compile(r"<!-- .* -->")  # a figure's text; its outlines may differ between versions of matplotlib
         assert {name: words.findall(text) for name, text in kept.items()} == {

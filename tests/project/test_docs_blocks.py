@@ -25,11 +25,11 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"stand-in")  # for the weights that a model of text brings
     (tmp_path / "vit_b16.safetensors").write_bytes(b"stand-in")  # for those that references want
     monkeypatch.setattr("clbench.models.hf_files.weights_of", lambda name: tmp_path / "model.safetensors")
-    monkeypatch.setattr("clbench.models.published.in_hub", lambda *_: tmp_path / "model.safetensors")
+    monkeypatch.setattr("clbench.models.published.find_in_hub", lambda *_: tmp_path / "model.safetensors")
     # What a dry run says of costs is tested elsewhere; here it would count every method on a ViT-S, for minutes.
     monkeypatch.setattr("clbench.cli.forecasts.forecasts", lambda _: ({}, []))
     yield tmp_path
-    cli.group.__dict__.pop("of_plugins", None)
+    cli.group.__dict__.pop("plugin_commands", None)
 
 
 # Pages whose blocks train for seconds.

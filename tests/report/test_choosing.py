@@ -12,9 +12,9 @@ from clbench import cli
 from clbench.core.errors import SpecError
 from clbench.report import build
 from clbench.report.analysis.choosing import choose, limit
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.formats import html
-from clbench.report.formats.choosable import INCONCLUSIVE, packed
+from clbench.report.formats.choosable import INCONCLUSIVE, pack_choice
 from clbench.results.store import Store
 
 SEEDS = range(6)
@@ -35,7 +35,7 @@ def record(method: str, seed: int):
 
 @pytest.fixture
 def setting():
-    return by_setting([record(method, seed) for method in METHODS for seed in SEEDS])[0]
+    return group_by_setting([record(method, seed) for method in METHODS for seed in SEEDS])[0]
 
 
 def test_without_constraints_the_best_is_chosen_and_references_are_no_choice(setting):
@@ -85,7 +85,7 @@ def test_a_limit_that_means_nothing_is_one_line(setting, given, message):
 
 
 def test_a_share_needs_plain_fine_tuning():
-    alone = by_setting([record("ewc", seed) for seed in SEEDS])[0]
+    alone = group_by_setting([record("ewc", seed) for seed in SEEDS])[0]
     with pytest.raises(SpecError, match=r"has no fine-tuning baseline \(naive\) whose trainable parameters per task"):
         limit(alone, "trainable", "1%")
 
@@ -116,7 +116,7 @@ def test_a_difference_that_no_test_can_decide_is_inconclusive(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("  inconclusive: ") == 3 and "no significant difference" not in out
     section, = build(records).sections
-    setting, = json.loads(packed([("s1", section)]))["settings"]
+    setting, = json.loads(pack_choice([("s1", section)]))["settings"]
     assert setting[6][0][2::3] == [INCONCLUSIVE] * 3
 
 

@@ -9,7 +9,7 @@ from clbench.core.errors import SpecError, StoreError
 from clbench.experiment.trial import Continued, Resolved
 from clbench.report import build
 from clbench.report.analysis.facts import facts
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.method_records import test_set_interval as set_interval
 from clbench.report.formats import html, latex, markdown
 from clbench.results.items import wilson_interval
@@ -26,7 +26,7 @@ SHIFTS = {"ewc": -0.2, "lora": 0.05, "er": 0.06, "naive": 0.0, "joint": 0.08}
 
 
 def found(records, **kwargs):
-    setting, = by_setting(records)
+    setting, = group_by_setting(records)
     return facts(setting, **kwargs)
 
 
@@ -76,7 +76,7 @@ def test_a_named_baseline_takes_the_place_of_naive():
     records = study(SHIFTS)
     section, = build(records, baseline="er").sections
     assert [c.title for c in section.comparison.columns if c.title.startswith("diff")] == ["difference to er"]
-    compared = facts(by_setting(records)[0], baseline="er").baseline
+    compared = facts(group_by_setting(records)[0], baseline="er").baseline
     assert section.facts.baseline.other == "er"
     assert {pair.difference for pair in section.facts.baseline.pairs} == {pair.difference for pair in compared.pairs}
     told = {row.label: cell.mean for row, cell in zip(section.comparison.rows,
@@ -154,9 +154,9 @@ def test_results_that_continue_different_trials_are_not_mixed():
         return record.model_copy(update={"trial": trial, "key": trial.key})
 
     records = [continued(make_record("ewc", seed), parent) for seed, parent in ((0, "a"), (1, "b"))]
-    assert by_setting(records)[0].methods[0].complete
+    assert group_by_setting(records)[0].methods[0].complete
     with pytest.raises(StoreError, match=r"ewc has two results for seed 0: trials \w+ and \w+ continue different"):
-        by_setting([*records, continued(make_record("ewc", 0), "c")])
+        group_by_setting([*records, continued(make_record("ewc", 0), "c")])
 
 
 def test_tests_of_unequal_tasks_count_by_the_variance_of_their_mean():

@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from clbench.report.figures.labels import Box, along, place, spread
+from clbench.report.figures.labels import Box, place, sample_polyline, spread
 
 PAGE = Box(0, 0, 400, 300)
 NOTHING = np.zeros((0, 2)), np.zeros(0)
@@ -22,7 +22,7 @@ def test_a_lone_label_stands_right_of_its_anchor():
 def test_labels_keep_clear_of_one_another_of_obstacles_and_of_the_edge():
     random = np.random.default_rng(0)
     anchors = [*map(tuple, random.uniform((20, 20), (380, 280), (12, 2))), (395, 150), (200, 295)]
-    obstacles = along([(0, 40), (400, 40)])
+    obstacles = sample_polyline([(0, 40), (400, 40)])
     boxes = place(anchors, [(55, 11)] * 14, obstacles, np.full(len(obstacles), 5.0), PAGE)
     for i, box in enumerate(boxes):
         assert overlap(box, PAGE) == pytest.approx(55 * 11)
@@ -33,10 +33,10 @@ def test_labels_keep_clear_of_one_another_of_obstacles_and_of_the_edge():
 
 
 def test_points_along_a_line_are_close():
-    points = along([(0, 0), (10, 0), (10, 7)], step=3)
+    points = sample_polyline([(0, 0), (10, 0), (10, 7)], step=3)
     assert points[0].tolist() == [0, 0] and points[-1].tolist() == [10, 7]
     assert np.linalg.norm(np.diff(points, axis=0), axis=1).max() <= 3
-    assert along([(1, 2)]).tolist() == [[1, 2]]
+    assert sample_polyline([(1, 2)]).tolist() == [[1, 2]]
 
 
 def test_stacked_items_move_as_little_as_they_must():

@@ -18,8 +18,8 @@ from clbench.experiment.until import UntilDecided
 from clbench.report import build
 from clbench.report.analysis.advice import cautions
 from clbench.report.analysis.choosing import choose, limit
-from clbench.report.analysis.method_records import at_chance, underfit
-from clbench.report.analysis.readable import readable
+from clbench.report.analysis.method_records import is_at_chance, underfit_share
+from clbench.report.analysis.readable import name_settings
 from clbench.report.analysis.run_diff import pairs, tables
 from clbench.report.figures.data import panels
 from clbench.report.formats import html, latex, markdown
@@ -139,11 +139,11 @@ def test_another_metric_changes_the_ranks_the_tests_and_the_matrices():
 
 def test_rules_for_accuracies_do_not_hold_for_nll():
     records = study({"lora": (4.9, 4.9, 10, 10), "joint": (0.1, 0.1, 10, 10)})
-    setting = readable(records, ids=True)[0]
+    setting = name_settings(records, ids=True)[0]
     lora = [r for r in records if r.label == "lora"]
-    assert not at_chance(lora) and underfit(lora) is None
+    assert not is_at_chance(lora) and underfit_share(lora) is None
     assert not [line for line in cautions(setting)[0] if "Underfit" in line or "chance" in line]
-    exactly = readable(records, ids=True, metric="exact")[0]
+    exactly = name_settings(records, ids=True, metric="exact")[0]
     assert [line for line in cautions(exactly)[0] if line.startswith("Underfit (20 or more points below joint")]
 
 
@@ -207,7 +207,7 @@ def test_the_pareto_front_has_the_lowest_nll_at_each_cost(section):
 
 
 def test_a_choice_is_by_the_lowest_nll_and_a_price_is_what_it_adds():
-    setting = readable(study(), ids=True)[0]
+    setting = name_settings(study(), ids=True)[0]
     choice = choose(setting, [limit(setting, "kept", "8000")])
     assert choice.best == "er" and choice.refused == {"lora": "stores 9.00 kB"}
     rival, = choice.rivals

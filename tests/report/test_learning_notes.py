@@ -3,7 +3,7 @@ from helpers.records import make_matrix, make_record
 
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import Weights
-from clbench.report.analysis.learning import still_falling, trains_heads_slowly
+from clbench.report.analysis.learning import falling_loss, trains_heads_slowly
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.tables import build
 
@@ -42,7 +42,7 @@ def test_a_method_whose_loss_still_falls_is_named_in_the_first_note():
 
 def test_losses_that_settle_or_fall_in_a_few_tasks_or_by_a_small_share_are_no_news():
     def falls(*pairs):
-        return still_falling([make_record().model_copy(update={"last_losses": [list(p) for p in pairs]})]) is not None
+        return falling_loss([make_record().model_copy(update={"last_losses": [list(p) for p in pairs]})]) is not None
 
     assert falls((1.0, 0.9), (1.0, 0.9))
     assert not falls((0.05, 0.03), (0.05, 0.03))  # by half, but there is nothing left to fall

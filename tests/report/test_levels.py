@@ -6,9 +6,15 @@ from helpers.records import folder, make_matrix, make_record
 from clbench import cli
 from clbench.experiment.arrival import Arrival
 from clbench.report import build
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.headline import NEXT
-from clbench.report.analysis.method_records import at_chance, chance, loss_share, same_on_every_seed, underfit
+from clbench.report.analysis.method_records import (
+    chance_level,
+    is_at_chance,
+    loss_share,
+    same_on_every_seed,
+    underfit_share,
+)
 from clbench.results.items import wilson_interval
 
 LOG2, LOG4, LOG6 = (math.log(n) for n in (2, 4, 6))
@@ -30,15 +36,15 @@ def with_losses(*last, outputs=None, **made):
 def test_the_chance_loss_is_the_log_of_the_number_of_competing_classes(scenario, outputs, chances):
     record = with_losses(*(0.7 * loss for loss in chances), scenario=scenario, outputs=outputs, R=UNLEARNED[:1] * 4)
     assert loss_share(record) == pytest.approx(0.7)
-    assert underfit([record, record]) == pytest.approx(0.7)
-    assert underfit([with_losses(*(0.55 * loss for loss in chances), scenario=scenario, outputs=outputs)]) is None
+    assert underfit_share([record, record]) == pytest.approx(0.7)
+    assert underfit_share([with_losses(*(0.55 * loss for loss in chances), scenario=scenario, outputs=outputs)]) is None
 
 
 @pytest.mark.parametrize(("scenario", "level"), [("task", 0.8), ("class", 0.7222222)])  # 1/2; 1/2, 1/4 and 1/6
 def test_a_method_that_learned_its_tasks_is_not_underfit_whatever_its_loss(scenario, level):
     below, above = ([[level + shift] * 3] * 4 for shift in (-0.001, 0.001))
-    assert underfit([with_losses(9.0, 9.0, 9.0, scenario=scenario, outputs="seen", R=below)]) is not None
-    assert underfit([with_losses(9.0, 9.0, 9.0, scenario=scenario, outputs="seen", R=above)]) is None
+    assert underfit_share([with_losses(9.0, 9.0, 9.0, scenario=scenario, outputs="seen", R=below)]) is not None
+    assert underfit_share([with_losses(9.0, 9.0, 9.0, scenario=scenario, outputs="seen", R=above)]) is None
 
 
 def test_the_median_task_counts_and_a_first_task_that_was_learned():
@@ -48,17 +54,17 @@ def test_the_median_task_counts_and_a_first_task_that_was_learned():
 
 
 def test_what_has_no_loss_to_judge_by_is_not_judged():
-    assert loss_share(with_losses()) is None and underfit([with_losses(None, None, None)]) is None
+    assert loss_share(with_losses()) is None and underfit_share([with_losses(None, None, None)]) is None
     assert loss_share(with_losses(9.0, 9.0, 9.0, scenario="class")) is None  # an older record without its outputs
     moved = with_losses(9.0, 9.0, 9.0)
     moved = moved.model_copy(update={"trial": moved.trial.model_copy(update={"arrival": Arrival(blur=0.5)})})
     assert loss_share(moved) is None
-    assert underfit([with_losses(9.0, 9.0, 9.0), make_record()]) is None and underfit([]) is None
+    assert underfit_share([with_losses(9.0, 9.0, 9.0), make_record()]) is None and underfit_share([]) is None
 
 
 @pytest.mark.parametrize(("scenario", "expected"), [("task", 1 / 2), ("class", 1 / 6)])
 def test_chance_is_that_of_the_classes_among_which_a_prediction_is_chosen(scenario, expected):
-    assert chance(make_record(scenario=scenario)) == pytest.approx(expected)
+    assert chance_level(make_record(scenario=scenario)) == pytest.approx(expected)
 
 
 def at(level, samples=200, **made):
@@ -68,10 +74,10 @@ def at(level, samples=200, **made):
 
 def test_a_row_is_at_chance_if_the_interval_of_its_test_samples_holds_chance_or_is_below():
     # 600 samples in all: 0.5 is 1.96 standard errors of 0.0204 below 0.54
-    assert at_chance(at(0.5)) and at_chance(at(0.2)) and at_chance(at(0.53)) and not at_chance(at(0.55))
-    assert at_chance(at(0.7, samples=4)) and not at_chance(at(0.51, samples=20_000))
-    assert not at_chance(at(0.33, scenario="class"))  # of six classes, as of a method that knows the last task only
-    assert at_chance(at(0.17, scenario="class")) and not at_chance([])
+    assert is_at_chance(at(0.5)) and is_at_chance(at(0.2)) and is_at_chance(at(0.53)) and not is_at_chance(at(0.55))
+    assert is_at_chance(at(0.7, samples=4)) and not is_at_chance(at(0.51, samples=20_000))
+    assert not is_at_chance(at(0.33, scenario="class"))  # of six classes, as of a method that knows the last task only
+    assert is_at_chance(at(0.17, scenario="class")) and not is_at_chance([])
 
 
 def study(naive_loss, **made):
@@ -168,7 +174,7 @@ def near(samples):
 
 
 def test_more_seeds_are_not_advised_where_the_test_set_limits(tmp_path, capsys):
-    setting, = by_setting(near(4))
+    setting, = group_by_setting(near(4))
     assert len(setting.methods) == 3
     headline = build(near(4)).sections[0].headline
     assert NEXT not in [kind for kind, _ in headline]

@@ -4,8 +4,8 @@ import pytest
 from helpers.records import make_record
 
 from clbench.core.errors import SpecError
-from clbench.report.analysis.grouping import by_setting
-from clbench.report.analysis.readable import readable, row_ids
+from clbench.report.analysis.grouping import group_by_setting
+from clbench.report.analysis.readable import name_settings, row_ids
 from clbench.report.frames import comparison
 from clbench.report.tables import build
 
@@ -17,8 +17,8 @@ def own(label, lr, seed=0, **settings):
 
 def called(records):
     """Return the ids of the methods of records."""
-    found = [m.id for setting in readable(records) for m in setting.methods]
-    assert found == [m.label for setting in readable(records, ids=True) for m in setting.methods]
+    found = [m.id for setting in name_settings(records) for m in setting.methods]
+    assert found == [m.label for setting in name_settings(records, ids=True) for m in setting.methods]
     return found
 
 
@@ -26,7 +26,7 @@ def test_a_recipe_that_tells_no_methods_apart_is_left_out():
     records = [own("ewc:recipe.lr=3e-5", 3e-5), own("er:recipe.lr=0.1:recipe.momentum=0.9", 0.1),
                make_record("naive", 0)]
     assert called(records) == ["ewc", "er", "naive"]
-    assert [m.label for m in by_setting(records)[0].methods] == [
+    assert [m.label for m in group_by_setting(records)[0].methods] == [
         "ewc:recipe.lr=3e-5", "er:recipe.lr=0.1:recipe.momentum=0.9", "naive"]  # the names in an experiment stay
 
 
@@ -57,11 +57,11 @@ def test_every_part_of_a_report_has_the_same_names():
 def test_a_baseline_can_be_given_by_either_name():
     records = [one for seed in range(3) for one in (own("ewc:recipe.lr=3e-5", 3e-5, seed), make_record("er", seed))]
     for name in ("ewc", "EWC", "ewc:recipe.lr=3e-5"):
-        assert readable(records, name)[0].baseline == "EWC"
-        assert readable(records, name, ids=True)[0].baseline == "ewc"  # CSV and JSON files have ids
+        assert name_settings(records, name)[0].baseline == "EWC"
+        assert name_settings(records, name, ids=True)[0].baseline == "ewc"  # CSV and JSON files have ids
         assert set(comparison(records, name, ["ACC"])["baseline"]) == {"ewc"}
     with pytest.raises(SpecError, match=r"no method 'ewc:recipe\.lr=1'"):
-        readable(records, "ewc:recipe.lr=1")
+        name_settings(records, "ewc:recipe.lr=1")
 
 
 def test_no_records_have_no_ids():

@@ -8,8 +8,8 @@ from helpers.browser import find, no_browser, until
 from helpers.records import make_matrix, make_record
 
 from clbench.report.analysis.choosing import choose, limit
-from clbench.report.analysis.grouping import by_setting
-from clbench.report.formats.choosable import typed
+from clbench.report.analysis.grouping import group_by_setting
+from clbench.report.formats.choosable import format_amount
 from clbench.report.formatting import interval
 
 pytestmark = pytest.mark.skipif(no_browser()[0], reason=no_browser()[1])
@@ -59,7 +59,7 @@ def said(article):
 ])
 @pytest.mark.slow
 def test_the_page_chooses_as_the_command_does(show, sliders, samples, unknown):
-    settings = {s.title: s for s in by_setting(study())}
+    settings = {s.title: s for s in group_by_setting(study())}
     browser = show(study())
     set_to(browser, sliders, samples, unknown)
     command = find(browser, "#choose pre")[0].text
@@ -102,7 +102,7 @@ def test_the_choice_is_made_by_keyboard_and_fits_a_small_screen(show):
     slider = find(browser, "#choose input[type=range]")[0]
     slider.send_keys(Keys.HOME)
     assert slider.get_attribute("aria-valuetext") == "1.00 kB"
-    assert find(browser, "#choose pre")[0].text == f"clbench choose RUN --max-kept {typed(1000.0)}"
+    assert find(browser, "#choose pre")[0].text == f"clbench choose RUN --max-kept {format_amount(1000.0)}"
     assert [e.text for e in find(browser, "#choose .chosen strong")] == ["LwF", "LwF"]
     shown, room = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert shown <= room == 390

@@ -10,9 +10,9 @@ from helpers.records import make_matrix, make_record
 from clbench import cli
 from clbench.report import build
 from clbench.report.analysis.families import family
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.paired_tests import compare
-from clbench.report.analysis.readable import readable
+from clbench.report.analysis.readable import name_settings
 from clbench.report.columns import ACC, MEASURES
 from clbench.report.figures.draw import draw_report
 from clbench.report.figures.ranks import groups
@@ -98,12 +98,12 @@ def test_a_baseline_that_a_setting_lacks_is_said_there_and_used_elsewhere(run, c
     assert ("Accuracy: Nothing is compared here, because the baseline er was not run in this setting"
             in " ".join(without.split()))
     failed = [*study({"lora": 0.0, "ewc": -0.05}, range(2)), make_record("er", 0, status="diverged")]
-    setting, = readable(failed, "er")
+    setting, = name_settings(failed, "er")
     assert compare(setting, [MEASURE["forgetting"], ACC], "er") == (
         ("Forgetting, accuracy: Nothing is compared here, because no trial of the baseline er gave a result",), ())
     told = [make_record(m, s, task_inference=make_matrix(3) if m == "lora" else None) for m in ("lora", "er")
             for s in range(2)]
-    setting, = by_setting(told)
+    setting, = group_by_setting(told)
     assert compare(setting, [MEASURE["task inference"]], "er")[0] == (
         "Task-ID accuracy: Nothing is compared here, because the baseline er lacks this metric on some seed",)
 
@@ -309,7 +309,7 @@ def test_a_single_method_without_fine_tuning_is_held_against_the_linear_probe():
     for record in records[3:]:
         record.costs.trainable[1:] = [10, 10]  # a head for each task, and the whole network in the first
     probe = [record.model_copy(update={"reference": True}) for record in records[3:]]
-    (setting,) = readable([*records[:3], *probe])
+    (setting,) = name_settings([*records[:3], *probe])
     assert setting.baseline == "Linear probe"
-    (several,) = readable([*records[:3], *probe, *study({"ewc": 0.0}, range(3))])
+    (several,) = name_settings([*records[:3], *probe, *study({"ewc": 0.0}, range(3))])
     assert several.baseline is None  # they are compared with one another

@@ -10,7 +10,7 @@ from helpers.figures import figure
 from helpers.records import make_record
 
 from clbench.report import build
-from clbench.report.figures.steps import MOST, courses, thinned
+from clbench.report.figures.steps import MOST, courses, thin_steps
 from clbench.report.formats.html import render as page
 from clbench.report.formats.markdown import render
 from clbench.report.formatting import NONE
@@ -63,7 +63,7 @@ def test_a_method_that_is_trained_by_steps_in_its_first_task_only_is_shown():
 
 def test_many_points_are_thinned_behind_the_first_ones():
     steps = [*range(51), *range(60, 100_000, 10)]
-    kept = thinned(steps)
+    kept = thin_steps(steps)
     assert kept[:51] == steps[:51] and len(kept) <= 51 + MOST + 1
     assert len({b - a for a, b in pairwise(kept[51:])}) == 1
 

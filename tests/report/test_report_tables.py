@@ -8,7 +8,7 @@ from clbench.core.errors import StoreError
 from clbench.experiment.spec import Recipe
 from clbench.report import build
 from clbench.report.formats.markdown import render
-from clbench.report.formatting import by_task, clean, interval, listed, listed_seeds, number
+from clbench.report.formatting import as_ranges, clean, describe_by_task, interval, list_seeds, number
 
 
 def row(table, label):
@@ -324,9 +324,9 @@ def test_intervals_share_the_unit_of_their_mean():
 
 
 def test_lists_are_short():
-    assert listed([2, 0, 1, 7]) == "0-2, 7"
-    assert listed([3, 4]) == "3, 4"
-    assert by_task([5, 6, 7, 8, 9, 10, 9]) == "5 in task 1, 9 in task 7, 10 at most"
+    assert as_ranges([2, 0, 1, 7]) == "0-2, 7"
+    assert as_ranges([3, 4]) == "3, 4"
+    assert describe_by_task([5, 6, 7, 8, 9, 10, 9]) == "5 in task 1, 9 in task 7, 10 at most"
     assert clean("a\n\tb\x1b[31m\u202ec") == "a b\ufffd[31m\ufffdc"
 
 
@@ -348,8 +348,8 @@ def test_a_note_that_all_methods_have_is_said_once_without_a_name():
 
 
 def test_growth_of_what_is_trained_names_the_largest_where_it_is_not_an_end():
-    assert by_task(list(range(10, 90, 10))) == "10 in task 1, 80 in task 8"
-    assert by_task([10, 20, 90, 40, 50, 60, 70, 80]) == "10 in task 1, 80 in task 8, 90 at most"
+    assert describe_by_task(list(range(10, 90, 10))) == "10 in task 1, 80 in task 8"
+    assert describe_by_task([10, 20, 90, 40, 50, 60, 70, 80]) == "10 in task 1, 80 in task 8, 90 at most"
 
 
 def test_results_hold_what_each_seed_gave():
@@ -367,8 +367,8 @@ def test_results_hold_what_each_seed_gave():
 
 
 def test_one_seed_and_one_epoch_are_singular_and_seeds_are_listed_once():
-    assert [listed_seeds(seeds) for seeds in ([0], [0, 0, 1, 1, 2, 2], [3, 1])] == ["seed 0", "seeds 0-2", "seeds 1, 3"]
+    assert [list_seeds(seeds) for seeds in ([0], [0, 0, 1, 1, 2, 2], [3, 1])] == ["seed 0", "seeds 0-2", "seeds 1, 3"]
     for epochs, seeds, words in ((1, [4], "1 epoch per task"), (2, [0, 1], "2 epochs per task")):
         section, = build([make_record("ewc", s, recipe=Recipe(epochs=epochs)) for s in seeds]).sections
         summary = dict(section.setting)
-        assert summary["budget"].startswith(f"{words}, batch size") and summary["seeds"] == listed(seeds)
+        assert summary["budget"].startswith(f"{words}, batch size") and summary["seeds"] == as_ranges(seeds)

@@ -10,10 +10,10 @@ from clbench import report
 from clbench.cli.choose import lines
 from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.choosing import choosable, choose, limit
+from clbench.report.analysis.choosing import choose, find_choosable, limit
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.families import Family, Pair
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
 from clbench.report.formats import csv, html, json, latex, markdown
@@ -38,7 +38,7 @@ def records():
 
 
 def test_methods_have_seeds_of_their_own_and_are_whole(records):
-    setting = by_setting(records)[0]
+    setting = group_by_setting(records)[0]
     assert {m.label: (m.state, m.complete) for m in setting.methods} == {
         "er": ("3", True), "ewc": ("8", True), "naive": ("8", True)}
     section = report.build(records).sections[0]
@@ -67,7 +67,7 @@ def test_before_the_first_interim_analysis_differences_are_inconclusive():
 
 
 def test_verdicts_and_intervals_are_sequential_in_every_table(records):
-    setting = by_setting(records)[0]
+    setting = group_by_setting(records)[0]
     pairs = {p.method: p for p in facts(setting).baseline.pairs}
     differences = [0.40 + a - b for a, b in zip((0.001, -0.002, 0.003), NOISE, strict=False)]
     assert (pairs["er"].verdict, pairs["ewc"].verdict) == ("better", "open")
@@ -111,7 +111,7 @@ def test_a_method_that_was_dropped_does_not_lead_for_its_lucky_seeds():
     better = [0.75, 0.751, 0.749, 0.60, 0.61, 0.60]
     other = [0.745, 0.757, 0.742, 0.60, 0.62, 0.61]
     dropped = [0.700, 0.7011, 0.6992]  # a higher mean than the others', of other seeds
-    setting = by_setting(made(rule, er=better, ewc=other, lwf=dropped))[0]
+    setting = group_by_setting(made(rule, er=better, ewc=other, lwf=dropped))[0]
     best = facts(setting).best
     assert best.method in ("er", "ewc") and best.beaten == ("lwf",)
 
@@ -120,7 +120,7 @@ def test_a_method_that_only_another_one_beats_is_not_beaten_by_the_leader():
     rule = UntilDecided(baseline="best", first=3, most=8)
     leader = [0.42 + e for e in (0.10, -0.12, 0.06, 0.1, 0.05, 0.02, 0.06, 0.01)]
     other, dropped = [0.41 + e for e in NOISE[:8]], [0.34 + e for e in (0.001, -0.002, 0.003)]
-    setting = by_setting(made(rule, lora=leader, ewc=other, si=dropped))[0]
+    setting = group_by_setting(made(rule, lora=leader, ewc=other, si=dropped))[0]
     best = facts(setting).best
     assert best.method == "lora" and not best.beaten and best.open == ("ewc",) and best.dropped == ("si",)
     section, = report.build(made(rule, lora=leader, ewc=other, si=dropped)).sections
@@ -140,7 +140,7 @@ def test_a_method_that_was_dropped_is_also_beaten_by_what_beats_the_better_one(u
 def test_seeds_beyond_the_most_are_left_out_of_the_tests(records):
     more = made(None, naive=[0.3 + e for e in NOISE], ewc=[0.9] * 10)[8:10] + [
         r for r in made(None, naive=[0.3] * 10, ewc=[0.9] * 10) if r.label == "ewc" and r.trial.seed >= 8]
-    before, after = (facts(by_setting(found)[0]).baseline.pairs for found in (records, [*records, *more]))
+    before, after = (facts(group_by_setting(found)[0]).baseline.pairs for found in (records, [*records, *more]))
     assert [p.p for p in before] == [p.p for p in after]
 
 
@@ -165,8 +165,8 @@ def test_a_record_keeps_its_rule(tmp_path, records):
 
 
 def test_the_page_chooses_by_the_same_rule_as_the_command(records):
-    setting = by_setting(records)[0]
-    made_here, chosen = choosable(setting), choose(setting, [])
+    setting = group_by_setting(records)[0]
+    made_here, chosen = find_choosable(setting), choose(setting, [])
     first, rival = made_here.candidates[0], chosen.rivals[0]
     assert (first.label, first.half_width) == (chosen.best, pytest.approx(chosen.half_width))
     beside = made_here.comparisons[0][0]
@@ -182,7 +182,7 @@ def test_a_dropped_method_is_no_price_and_estimates_end_with_the_rule():
         "stream": r.stream.model_copy(update={"test_samples": [10**6] * 2}),
         "costs": r.costs.model_copy(update={"bytes": [{"base": 4000 if r.label == "er" else 9000}] * 2})})
         for r in made(UntilDecided(baseline="best", first=3, most=8), er=better, ewc=other, lwf=dropped)]
-    setting = by_setting(found)[0]
+    setting = group_by_setting(found)[0]
     choice = choose(setting, [limit(setting, "kept", "5kB")])
     price, = choice.prices
     assert choice.best == "er" and price.method == "ewc" and price.difference >= 0 and choice.most_seeds == 8

@@ -13,10 +13,10 @@ import clbench
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.experiment.until import UntilDecided
 from clbench.report import build
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.figures.grid import grid
 from clbench.report.formats.csv import HEADER, render
-from clbench.report.formatting import column_names, plain
+from clbench.report.formatting import column_names, to_plain
 from clbench.report.frames import MEASURED
 from clbench.report.results import Results
 from clbench.results.items import ItemResults
@@ -225,7 +225,7 @@ def test_what_cannot_be_drawn_is_said():
 
 def test_a_grid_has_a_cell_for_each_pair_of_values():
     records = [*swept(missing=[(4, 16.0)]), *(make_record("naive", seed, tasks=2) for seed in (0, 1))]
-    setting, = by_setting(records)
+    setting, = group_by_setting(records)
     data = grid(setting, None, None, "acc")
     assert (data.x, data.xs, data.y, data.ys) == ("lora.rank", ("1", "4"), "lora.alpha", ("8", "16"))
     for (i, j), cell in data.cells.items():
@@ -261,7 +261,7 @@ def test_what_is_no_grid_is_said(records, wanted, words):
 
 def test_values_of_a_grid_are_in_order():
     records = swept(values=((16, 2, 4), (1.0, 0.5)))
-    setting, = by_setting(records)
+    setting, = group_by_setting(records)
     data = grid(setting, None, None, "ACC")
     assert (data.xs, data.ys) == (("2", "4", "16"), ("0.5", "1"))
 
@@ -270,7 +270,7 @@ def test_values_of_a_grid_are_in_order():
     {"until": UntilDecided(first=3, most=4)},
     {"items": ItemResults.of([np.arange(200)], np.arange(200) % 4 > 0, "images")}])  # intervals over seeds and samples
 def test_a_grid_has_the_intervals_of_the_table(update):
-    setting, = by_setting([r.model_copy(update=update) for r in swept(seeds=(0, 1, 2))])
+    setting, = group_by_setting([r.model_copy(update=update) for r in swept(seeds=(0, 1, 2))])
     table = build(setting.records, ids=True).sections[0].comparison
     accuracies = dict(zip([row.label for row in table.rows], table.cells("ACC"), strict=True))
     for (i, j), cell in grid(setting, None, None, None).cells.items():
@@ -281,7 +281,7 @@ def test_a_grid_has_the_shared_value_of_a_swept_hyperparameter():
     """The record of the shared learning rate has no value of its own for it."""
     records = [make_record("er", 0, label=f"er:capacity={size}{name}", options={"capacity": size}, own_recipe=own)
                for size in (100, 200) for name, own in (("", {}), (":recipe.lr=0.1", {"lr": 0.1}))]
-    data = grid(by_setting(records)[0], None, None, None)
+    data = grid(group_by_setting(records)[0], None, None, None)
     assert (data.x, data.xs, data.y, data.ys) == ("er.capacity", ("100", "200"), "er.recipe.lr", ("1e-3", "0.1"))
     assert len(data.cells) == 4
 
@@ -298,7 +298,7 @@ def test_report_csv_has_a_column_for_each_option():
 
 
 def test_options_are_plain_values():
-    assert [plain(v) for v in (None, True, 3, 0.5, "a", math.inf, ["q", "v"], {"a": 1})] == [
+    assert [to_plain(v) for v in (None, True, 3, 0.5, "a", math.inf, ["q", "v"], {"a": 1})] == [
         None, True, 3, 0.5, "a", "inf", "q+v", '{"a" = 1}']
     assert column_names([{"b": 1, "seed": 2}, {"a": 1, "b": 3}], ["seed"]) == {
         "b": "b", "seed": "option.seed", "a": "a"}

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 from clbench.core.errors import ClbenchError
-from clbench.results.attribution import all_trials, attribute, draw, least, needed, trials
+from clbench.results.attribution import all_trials, attribute, count_least_trainings, draw, needed, trials
 
 
 def table(factors, seeds=3, seed=0):
@@ -110,7 +110,7 @@ def test_two_pairs_of_orders_have_one_degree_of_freedom():
     from scipy.stats import t
 
     outcomes = {chosen: 9 * values for chosen, values in table(8, seeds=1).items()}
-    orders = draw(8, least(8))
+    orders = draw(8, count_least_trainings(8))
     assert len(orders) == 4
     part = attribute(outcomes, 8, orders).parts[0]  # seeds are alike
     pairs = [attribute(outcomes, 8, [*pair, *pair]).parts[0].mean for pair in (orders[:2], orders[2:])]

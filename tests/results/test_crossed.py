@@ -11,7 +11,7 @@ from scipy import stats
 from clbench import report
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.families import NEAR, SAME, Pair
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.paired_tests import all_pairs, flips_name
 from clbench.report.columns import ACC, MEASURES
 from clbench.report.figures.accuracy import draw_curves
@@ -144,7 +144,7 @@ def test_reports_weight_samples_by_task():
                 for r, row in zip(made, right, strict=True)]
     older = [r.model_copy(update={"items": r.items.model_copy(update={"task_of": ""})}) for r in made]
     for records, tasks in ((made, task_numbers(SIZES)), (older, None), (in_order, task_numbers(SIZES))):
-        setting, = by_setting(records)
+        setting, = group_by_setting(records)
         weighted = [weight_by_task(row.astype("float32"), SIZES, float(np.mean(accuracy)), tasks)
                     for row, accuracy in zip(right, accuracies, strict=True)]
         expected = cross([float(np.mean(accuracy)) for accuracy in accuracies], np.stack(weighted)).interval
@@ -174,7 +174,7 @@ def drawn(seeds=4):
 
 def test_reports_use_the_samples_if_all_seeds_share_them():
     made = records(drawn())
-    setting, = by_setting(made)
+    setting, = group_by_setting(made)
     pair, = all_pairs(setting)[ACC].pairs
     scores = np.stack([a.items.matrix()[0].astype(float) - b.items.matrix()[0] for a, b in zip(
         made[:4], made[4:], strict=True)])
@@ -214,7 +214,7 @@ def test_footnotes_name_the_test_that_was_used():
 
 def test_seeds_with_samples_of_their_own_are_tested_over_seeds():
     made = records(drawn(), own_samples=True)
-    setting, = by_setting(made)
+    setting, = group_by_setting(made)
     pair, = all_pairs(setting)[ACC].pairs
     assert pair.test == "t" and not setting.answers(ACC) and setting.own_tests
     section, = report.build(made).sections
@@ -228,7 +228,7 @@ def test_records_without_samples_are_conditional_on_them():
 
 
 def test_only_the_final_accuracy_is_known_by_sample():
-    setting, = by_setting(records(drawn()))
+    setting, = group_by_setting(records(drawn()))
     assert [m.column.title for m in MEASURES if setting.answers(m)] == ["ACC"]
 
 
@@ -236,10 +236,10 @@ def test_a_deterministic_method_is_tested_over_samples():
     same = drawn(1)["ewc"][0]
     other = same.copy()
     other[:40] = ~other[:40]
-    setting, = by_setting(records({"ewc": [same] * 3, "lora": [other] * 3}))
+    setting, = group_by_setting(records({"ewc": [same] * 3, "lora": [other] * 3}))
     pair, = all_pairs(setting)[ACC].pairs
     assert pair.test == "crossed" and not pair.untested
-    without, = by_setting([r.model_copy(update={"items": None}) for r in setting.records])
+    without, = group_by_setting([r.model_copy(update={"items": None}) for r in setting.records])
     assert all_pairs(without)[ACC].pairs[0].untested == SAME
 
 
@@ -247,7 +247,7 @@ def test_accuracies_near_100_percent_are_not_tested():
     found = [make_record(method, seed, [[0.5], [accuracy]]) for method, own in (
         ("ewc", (0.99, 0.97, 0.98)), ("lora", (0.90, 0.91, 0.92)), ("er", (0.80, 0.82, 0.81)))
         for seed, accuracy in enumerate(own)]
-    setting, = by_setting(found)
+    setting, = group_by_setting(found)
     pairs = {(p.first, p.second): p for p in all_pairs(setting)[ACC].pairs}
     assert pairs["ewc", "lora"].untested == pairs["ewc", "er"].untested == NEAR
     assert pairs["lora", "er"].significant and pairs["lora", "er"].family == 3

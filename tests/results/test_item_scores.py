@@ -13,11 +13,11 @@ from clbench.core.registry import discover
 from clbench.execution.deciding import states
 from clbench.execution.housekeeping import garbage
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.grouping import by_setting
+from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.formats import markdown
 from clbench.results import diff
 from clbench.results.items import ItemScores
-from clbench.results.records import by_metric
+from clbench.results.records import select_metric
 from clbench.results.store import Store
 
 ITEMS = 60  # of three tasks of 20
@@ -71,7 +71,7 @@ def test_a_missing_or_damaged_file_is_said_and_counts_as_no_scores(tmp_path, cap
     warning, = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning: ")]
     assert reason in warning and "so the statistics of er/0 are without scores of single items" in warning
     found, _ = store.read()
-    setting, = by_setting(found)
+    setting, = group_by_setting(found)
     assert setting.answers(setting.final) == {}
     assert setting.tests(setting.final, setting.compared(setting.final)).pairs[0].test == "t"
     with pytest.raises(SpecError, match="the records do not have the results of single samples"):
@@ -83,7 +83,7 @@ def test_a_missing_or_damaged_file_is_said_and_counts_as_no_scores(tmp_path, cap
 @pytest.mark.parametrize("metric", ["nll", "exact"])
 def test_intervals_and_tests_are_over_seeds_and_items_in_the_unit_of_the_metric(metric):
     made = records()
-    setting, = by_setting(by_metric(made, metric))
+    setting, = group_by_setting(select_metric(made, metric))
     pair, = setting.tests(setting.final, setting.compared(setting.final)).pairs
     assert pair.test == "crossed" and pair.crossed.samples == ITEMS
     differences = np.stack([arrays_of(a)[metric].astype(float) - arrays_of(b)[metric].astype(float)
@@ -98,17 +98,17 @@ def test_intervals_and_tests_are_over_seeds_and_items_in_the_unit_of_the_metric(
     better = pair.better(setting.metric.direction)
     assert better == "er" and (pair.crossed.mean < 0) == (metric == "nll")
     interval = setting.interval(setting.final, "er")
-    over_seeds = stats.sem([np.mean(r.R[-1]) for r in by_metric(made[:4], metric)])
+    over_seeds = stats.sem([np.mean(r.R[-1]) for r in select_metric(made[:4], metric)])
     assert interval.half_width > stats.t.ppf(0.975, 3) * over_seeds or math.isclose(over_seeds, 0)
 
 
 def test_every_final_mean_whose_scores_are_known_is_tested_over_seeds_and_samples():
     made = records()
-    setting, = by_setting(made)
+    setting, = group_by_setting(made)
     tested = {m.column.title: setting.tests(m, setting.compared(m)).pairs[0].test
               for m in setting.measures if m.in_report}
     assert tested == {"NLL": "crossed", "forgetting": "t", "exact": "crossed"}
-    swapped, = by_setting(by_metric(made, "exact"))
+    swapped, = group_by_setting(select_metric(made, "exact"))
     exact, nll = (setting.measures[[m.column.title for m in setting.measures].index(title)]
                   for title in ("exact", "NLL"))
     assert setting.interval(exact, "er") == swapped.interval(swapped.final, "er")
@@ -130,7 +130,7 @@ def test_until_decided_decides_language_models_by_their_items():
 
 def test_items_of_other_tests_are_not_crossed():
     made = [scored("er", seed, 0.0, ids=str(seed)) for seed in range(3)]
-    setting, = by_setting(made)
+    setting, = group_by_setting(made)
     assert setting.own_tests and setting.answers(setting.final) == {}
 
 

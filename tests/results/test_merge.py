@@ -78,7 +78,7 @@ def test_a_trial_that_diverged_on_two_machines_is_one_trial(tmp_path):
 
     a, b = (folder(tmp_path / name, diverged(f"/home/{name}")) for name in "ab")
     assert diff.merge_runs([a, b]).records == (diverged("/home/a"),)
-    assert not diff.between([diverged("/home/a")], [diverged("/home/b")]).any
+    assert not diff.compare([diverged("/home/a")], [diverged("/home/b")]).any
     assert list(diff.differences(diverged("/a"), diverged("/a", "another"))) == [
         "failure.message: the inputs of a layer became NaN or infinite -> another"]
 

@@ -11,7 +11,7 @@ from clbench.core.errors import SpecError
 from clbench.core.objective import ACCURACY, EXACT, NLL
 from clbench.results import metrics
 from clbench.results.diff import differences
-from clbench.results.records import by_metric, matrices, metric_of
+from clbench.results.records import matrices, metric_of, select_metric
 from clbench.results.tracking import final, steps
 
 R = [[5.0, 6.0, 7.0], [1.0, 6.5, 7.5], [0.8, 2.0, 6.0], [3.0, 2.5, 1.5]]  # nll of three tasks
@@ -75,31 +75,31 @@ def test_a_metric_says_what_is_better_and_what_is_possible():
 
 def test_a_record_by_another_metric_keeps_both_matrices():
     record = make_lm_record()
-    exact, = by_metric([record], "exact")
+    exact, = select_metric([record], "exact")
     assert (exact.R, exact.metric) == (record.scores["exact"], "exact")
     assert (metric_of(exact), exact.scores) == (EXACT, {"nll": record.R})
     assert matrices(exact) == matrices(record)
-    assert by_metric([exact], "nll") == [record] and record.metric == "nll"
-    assert by_metric([record], None) == [record]
+    assert select_metric([exact], "nll") == [record] and record.metric == "nll"
+    assert select_metric([record], None) == [record]
     classified = make_record()
-    assert by_metric([classified], "accuracy") == [classified]
+    assert select_metric([classified], "accuracy") == [classified]
 
 
 def test_a_metric_that_records_lack_is_an_error_with_those_there_are():
     with pytest.raises(SpecError, match=r"no metric 'exakt'; did you mean 'exact'\? \(.*acme have nll and exact\)"):
-        by_metric([make_lm_record()], "exakt")
+        select_metric([make_lm_record()], "exakt")
     with pytest.raises(SpecError, match=r"no metric 'nll' \(results of split-mnist-5k have accuracy\)"):
-        by_metric([make_record()], "nll")
+        select_metric([make_record()], "nll")
 
 
 def test_a_trial_without_a_matrix_has_no_metric_to_choose():
     failed = make_record(status="failed").model_copy(update={"R": []})
-    assert by_metric([failed], "exact") == [failed]
+    assert select_metric([failed], "exact") == [failed]
 
 
 def test_a_record_is_described_by_its_metric():
     assert repr(make_lm_record()).endswith("scenario task: NLL 1.50)")
-    assert repr(by_metric([make_lm_record()], "exact")[0]).endswith("scenario task: exact 70.0)")
+    assert repr(select_metric([make_lm_record()], "exact")[0]).endswith("scenario task: exact 70.0)")
     assert repr(make_record()).endswith("scenario task: ACC 80.0)")
 
 

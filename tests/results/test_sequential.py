@@ -15,13 +15,13 @@ from clbench.report.columns import ACC
 from clbench.results import sequential
 from clbench.results.paired import paired_t_p
 from clbench.results.sequential import (
-    chance,
     critical,
     crossing,
+    error_rate,
     find_strongest_analysis,
-    least,
     p_by_look,
     repeated_interval,
+    smallest_weighted_p,
 )
 
 RULE = UntilDecided(first=3, most=30)
@@ -62,9 +62,9 @@ def test_each_look_is_the_t_test_of_the_seeds_so_far():
 def test_the_chance_of_a_table_is_that_of_its_integrals():
     for q in (0.2, 0.013, 4e-4, 2e-6):
         boundary = [stats.t.isf(q * sequential.weight(n, 30) / 2, n - 1) for n in range(3, 31)]
-        assert chance(q, RULE) == pytest.approx(crossing(boundary, 3, nodes=48, grid=800), rel=0.02)
-    assert chance(1.0, RULE) == 1
-    assert chance(1e-10, RULE) == pytest.approx(chance(1e-9, RULE) / 10)
+        assert error_rate(q, RULE) == pytest.approx(crossing(boundary, 3, nodes=48, grid=800), rel=0.02)
+    assert error_rate(1.0, RULE) == 1
+    assert error_rate(1e-10, RULE) == pytest.approx(error_rate(1e-9, RULE) / 10)
 
 
 def test_a_sequential_p_only_falls_and_reaches_the_level_where_t_is_critical():
@@ -78,7 +78,7 @@ def test_a_sequential_p_only_falls_and_reaches_the_level_where_t_is_critical():
     at = np.array([-1.0, 1.0] * 4 + [0.0])  # their mean is 0; moved to have this t at the last look alone
     moved = at + t * at.std(ddof=1) / math.sqrt(n)
     alone = float(p_by_look([moved], n)[0, 0]) / sequential.weight(n, 30)
-    assert chance(alone, RULE) == pytest.approx(level, rel=1e-3)
+    assert error_rate(alone, RULE) == pytest.approx(level, rel=1e-3)
 
 
 def verdicts(differences, rule):
@@ -101,7 +101,7 @@ def test_a_difference_is_shown_by_fewer_seeds_than_were_fixed(size, most):
     assert stats.nct.sf(bound, 19, effect * math.sqrt(20)) == pytest.approx(0.9, abs=1e-3)
     draws = np.random.default_rng(6).standard_normal((300, 30)) + size * effect
     taken = [next((n for n in range(3, 31) if verdicts(one[None, :n], RULE)[0].significant), 31) for one in draws[:60]]
-    quick = least(draws, RULE) <= sequential.threshold(0.05, RULE)
+    quick = smallest_weighted_p(draws, RULE) <= sequential.threshold(0.05, RULE)
     counted = np.where(quick.any(axis=1), quick.argmax(axis=1) + 3, 31)
     assert taken == counted[:60].tolist()
     assert median(counted) <= most

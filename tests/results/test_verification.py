@@ -113,7 +113,7 @@ def test_the_report_has_every_cell_the_rule_and_the_source(reference):
                  r"hand-written", "16 seeds", "1 reproduced, 1 not reproduced, 1 not run", "split-mnist-5k:"):
         assert part in text
     assert r"\| hand" in text
-    plain = verified.plain(reference, checked)
+    plain = verified.format_plain(reference, checked)
     assert len([line for line in plain.splitlines() if line.startswith(("task", "class"))]) == len(CELLS)
 
 

@@ -13,7 +13,7 @@ from clbench.models.scoring import IGNORED, Scorer, TokenItem
 from clbench.models.weights import load_weights
 from clbench.strategy.base import Batch, Strategy, StreamInfo
 from clbench.strategy.objectives import CausalLM
-from clbench.training.sampling import divided
+from clbench.training.sampling import divide_batches
 
 pytestmark = pytest.mark.extra("lm")
 LENGTH = 48
@@ -110,7 +110,7 @@ def test_gradients_of_parts_of_a_batch_add_up_to_those_of_the_batch(strategy):
     parameter = strategy.model.blocks[1].body.unit.self_attn.q_proj.weight
     whole, = torch.autograd.grad(strategy.loss(batch), parameter)
     parts = sum(torch.autograd.grad((share * strategy.loss(part)).sum(), parameter)[0]
-                for share, (part,) in divided([batch], 3))
+                for share, (part,) in divide_batches([batch], 3))
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-7)
 
 

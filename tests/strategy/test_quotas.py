@@ -21,7 +21,7 @@ from clbench.core.registry import discover
 from clbench.data.samples import Samples
 from clbench.models.builtin import MLPOptions
 from clbench.models.small import mlp
-from clbench.report.analysis.readable import as_ids, filled
+from clbench.report.analysis.readable import as_ids, fill_display_name
 from clbench.strategy.base import StreamInfo, Task
 
 CLASSES, TASKS = 4, 3
@@ -190,7 +190,7 @@ def test_keys_labels_and_display_names():
     given = EROptions(per_class=20)
     assert EROptions.stored(given.model_dump()) == given
     assert label("er", given) == "er:per_class=20"
-    assert filled("ER ({capacity})", given.model_dump()) == "ER (per_class=20)"
+    assert fill_display_name("ER ({capacity})", given.model_dump()) == "ER (per_class=20)"
     assert as_ids("ER (per_class=20, outputs=own)", discover()) == "er:per_class=20:outputs=own"
     assert "class-and-task counts the samples of each task" in EROptions(per_class=2, quota="class-and-task"
                                                                          ).needs_boundaries

@@ -11,7 +11,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Batch, declares
 from clbench.testing.tiny import bench
-from clbench.training.sampling import divided, division_notes
+from clbench.training.sampling import divide_batches, division_notes
 
 REGISTRY = discover()
 RECIPE = Recipe(optimizer="sgd", lr=0.02, batch_size=10, epochs=1)  # 24 samples: batches of two sizes
@@ -50,11 +50,11 @@ def test_a_note_says_that_batch_normalization_uses_each_part(model, count):
 def test_parts_have_all_rows_and_know_which_are_replayed():
     rows = torch.arange(10)
     batch = Batch(rows[:, None].float(), rows, rows, 1, replayed=4, frozen={"a": rows + 1})
-    parts = [(share, part) for share, (part,) in divided([batch], 4)]
+    parts = [(share, part) for share, (part,) in divide_batches([batch], 4)]
     assert [len(part.y) for _, part in parts] == [3, 3, 3, 1] and [part.replayed for _, part in parts] == [0, 0, 3, 1]
     assert sum(share for share, _ in parts) == pytest.approx(1)
     assert torch.equal(torch.cat([part.frozen["a"] for _, part in parts]), rows + 1)
-    assert [len(part.y) for _, (part,) in divided([batch], 99)] == [1] * 10
+    assert [len(part.y) for _, (part,) in divide_batches([batch], 99)] == [1] * 10
 
 
 def test_a_key_has_the_parts_only_if_there_are_several():

@@ -14,8 +14,8 @@ from clbench.testing.tiny import bench
 from clbench.training.callbacks.error_decomposition import (
     ErrorDecomposition,
     best_constants,
-    corrected,
     divides,
+    find_corrected,
     halves,
     rights,
 )
@@ -47,7 +47,7 @@ def told(logits, guess=None, own=None):
 def take_apart(b, learned=3):
     """Return the counts of a row of R."""
     anatomy, replica = ErrorDecomposition(each=True), b.replica
-    tally = anatomy.tally(b.stream, "class", learned)
+    tally = anatomy.make_tally(b.stream, "class", learned)
     row = evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add)
     anatomy.add(replica, tally, learned)
     counts, = replica.errors
@@ -151,9 +151,9 @@ def test_halves_alternate_within_each_class_and_fitting_never_sees_the_samples_i
         assert half[y == c].tolist() == [i % 2 for i in range(int((y == c).sum()))]
     scores = torch.randn(50, 2, generator=torch.Generator().manual_seed(1)).double()
     task, sure = y // 2, torch.ones(50, dtype=torch.bool)
-    mended = corrected(scores, task, sure, half)
+    mended = find_corrected(scores, task, sure, half)
     changed = replace_rows(scores, half == 0, 9.0)
-    assert torch.equal(corrected(changed, task, sure, half)[half == 0],
+    assert torch.equal(find_corrected(changed, task, sure, half)[half == 0],
                        (changed + best_constants(changed[half == 1], task[half == 1])).argmax(1)[half == 0]
                        == task[half == 0])
     assert mended[half == 0].tolist() == ((scores + best_constants(scores[half == 1], task[half == 1])).argmax(1)

@@ -296,7 +296,7 @@ def test_what_is_stored_is_each_chunk_as_it_would_be_joined(shape):
     x = torch.randint(0, 256, (2 * cache.PREPARED_AT_ONCE + 3, *shape), dtype=torch.uint8)
     samples = Samples(x, torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.long))
     joined = torch.cat([b.strategy.stream_info.prepare(part) for part in x.split(100)])
-    kept = cache.stored(b.strategy, samples, 0, False).x
+    kept = cache.cache_inputs(b.strategy, samples, 0, False).x
     assert torch.equal(kept, joined) and kept.stride() == joined.stride()
 
 

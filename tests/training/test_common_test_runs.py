@@ -13,10 +13,10 @@ from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.data.avalanche.build import as_raw, import_avalanche
-from clbench.data.stream import present
+from clbench.data.stream import to_stream
 from clbench.execution.continuing import continue_trial
 from clbench.execution.embedding import prepare
-from clbench.execution.time_left import recorded
+from clbench.execution.time_left import read_times
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.spec import Recipe
 from clbench.experiment.trial import Resolved
@@ -36,7 +36,7 @@ SIZES = {"model": "mlp:width=12", "iterations": 6, "batch_size": 12, "seeds": 1,
 def stream():
     """Three tasks of two classes, and a test set with label + 1 samples of each label: 21 in all."""
     import_avalanche()
-    return present(as_raw(one_test(), "a test"), "class", "b")
+    return to_stream(as_raw(one_test(), "a test"), "class", "b")
 
 
 class HighestFirst(Strategy):
@@ -102,7 +102,7 @@ def test_the_saved_model_gives_the_last_row_again(run):
 
 def test_the_time_of_a_trial_is_that_of_one_evaluation_by_row(run, stream):
     record = run[1]["naive"]
-    work, _ = recorded(record)
+    work, _ = read_times(record)
     assert work.test_flops[1:] == [21 * flops for flops in record.costs.inference_flops]
     measured = type("Speed", (), {"train_flops": 1.0, "test_flops": 2.0})
     assert plain_work(measured, record.trial, stream).test_flops == [42] * 4

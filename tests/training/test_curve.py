@@ -85,7 +85,7 @@ def test_neither_running_statistics_nor_dropout_notice(name, options, model):
 def test_a_stack_is_the_same_and_predicts_as_its_members_do(name, options, monkeypatch):
     info = REGISTRY.strategy(name)
     together = watched_and_not(info, options, members=(0, 1))
-    monkeypatch.setattr(CurveCallback, "_as_one", lambda *_: None)
+    monkeypatch.setattr(CurveCallback, "_count_as_stack", lambda *_: None)
     assert together == lead(info, options, members=(0, 1))[1]
 
 

@@ -36,7 +36,7 @@ def test_data_are_counted_as_they_are_stored():
     assert data_bytes(stream) == 2 * 40 * 64
     base = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
     permuted = PermutedSamples(base, torch.randperm(64), torch.zeros(40), torch.zeros(40), PermutedInputCache())
-    assert estimator.stored(permuted) is base
+    assert estimator.stored_inputs(permuted) is base
 
 
 class Large(Strategy):

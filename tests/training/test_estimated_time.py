@@ -7,7 +7,7 @@ from clbench.accounting import estimator
 from clbench.accounting.count import count
 from clbench.accounting.shapes import stream_without_values
 from clbench.core.registry import discover
-from clbench.execution.time_left import recorded
+from clbench.execution.time_left import read_times
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -35,7 +35,7 @@ def test_the_work_of_plain_fine_tuning_is_that_of_its_record(runner, recipe, mon
     before = torch.random.get_rng_state()
     found = estimator.CostEstimator(REGISTRY).estimate_time(one.trial, runner.stream(one.trial))
     assert torch.equal(before, torch.random.get_rng_state())
-    done, seconds = recorded(runner.run(one))
+    done, seconds = read_times(runner.run(one))
     assert found.workload == done and seconds > 0
     assert found.speed.step > 0 and found.speed.flops > 1e6
 
@@ -59,7 +59,7 @@ def test_what_is_counted_on_shapes_is_the_work_that_a_record_has(runner, method)
     one = planned(method, RECIPES["epochs"], "class")
     stream = runner.stream(one.trial)
     counted = estimator.counted_work(count(one, stream_without_values(stream), REGISTRY, training=True), stream)
-    done, _ = recorded(runner.run(one))
+    done, _ = read_times(runner.run(one))
     assert counted.steps == done.steps
     assert counted.train_flops == pytest.approx(done.train_flops, rel=0.01)
     assert counted.test_flops == pytest.approx(done.test_flops, rel=0.05)

@@ -282,7 +282,7 @@ def test_draws_of_replay_are_counted_by_what_they_run():
     sample = sum(2 * p.numel() for p in one.strategy.model.parameters() if p.dim() == 2)
     flops, runs = FlopsCallback(), []
     for _ in range(12):
-        with flops.counted_draw(one.strategy, batch) as count:
+        with flops.count_draw(one.strategy, batch) as count:
             assert isinstance(one.strategy.prepare_batch(batch), Batch)
         runs.append(count.total)
     assert runs == [sample * (look % 5 + 1) + 2 * 27 for look in range(1, 13)]

@@ -8,7 +8,7 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
-from clbench.training.replica import diverged, last_tenths
+from clbench.training.replica import divergence, last_tenths
 
 RECIPE = Recipe(iterations=20, batch_size=16)
 
@@ -29,8 +29,8 @@ def test_the_tenths_are_those_of_the_last_phase():
 def test_losses_that_are_not_finite_have_no_tenths():
     losses = torch.tensor([1.0, float("nan"), 1.0, 1.0])
     assert last_tenths(losses, 4) == ()
-    assert "step 1" in str(diverged(losses, 0))
-    assert "step 1" in str(diverged(losses[:, None], 0)) and diverged(torch.zeros(2, 1), 0) is None
+    assert "step 1" in str(divergence(losses, 0))
+    assert "step 1" in str(divergence(losses[:, None], 0)) and divergence(torch.zeros(2, 1), 0) is None
 
 
 @pytest.mark.parametrize("method", ["naive", "er", "ewc"])

@@ -97,7 +97,7 @@ def test_decoding_ahead_changes_no_result(folder, tmp_path, uncached, monkeypatc
     groups = [planned(folder, "er:capacity=20", "files", {"augment": augment})
               for augment in ("none", "random-resized-crop")]
     ahead = [outcome(run(group, tmp_path)) for group in groups]
-    monkeypatch.setattr("clbench.training.loop.decoded_ahead", lambda samples, requests: nullcontext(list(samples)))
+    monkeypatch.setattr("clbench.training.loop.decode_ahead", lambda samples, requests: nullcontext(list(samples)))
     monkeypatch.setattr("clbench.data.photo_files.AHEAD", 0)
     assert [outcome(run(group, tmp_path)) for group in groups] == ahead
     assert ahead[0] != ahead[1]
@@ -130,7 +130,7 @@ def test_new_photos_are_cropped_from_the_originals_and_replayed_ones_as_in_memor
             index = twin.following(torch.device("cpu"))
             new, draws, plain = len(index), crop.draw(len(index), twin.draws[0]), train.take(index)
             sizes = train.photos[index].sizes.long()
-            for i, (top, left, height, width) in enumerate(crop.boxes(draws, sizes[:, :1], sizes[:, 1:]).tolist()):
+            for i, (top, left, height, width) in enumerate(crop.draw_boxes(draws, sizes[:, :1], sizes[:, 1:]).tolist()):
                 image = upright(train.photos.table.path(int(train.photos.rows[index[i]])))
                 image = image.crop((left, top, left + width, top + height)).resize((16, 16), Image.Resampling.BICUBIC)
                 image = ImageOps.mirror(image) if draws[i, -1] < 0.5 else image

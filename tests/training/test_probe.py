@@ -77,7 +77,7 @@ def seen(b, after=lambda _: None):
     for learned in (1, 2, 3):
         if learned == 3:
             after(b.strategy)
-        tally = anatomy.tally(b.stream, "class", learned)
+        tally = anatomy.make_tally(b.stream, "class", learned)
         evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add if tally else None)
         anatomy.add(replica, tally, learned)
     return replica.errors[0], replica.probe

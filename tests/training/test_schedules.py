@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from clbench.core.registry import discover
 from clbench.experiment.plan import plan
 from clbench.experiment.recipe import Recipe
-from clbench.experiment.spec import build, changed
+from clbench.experiment.spec import build, change_recipe
 from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
 from clbench.training.optimizers import make_optimizer, make_schedule
@@ -93,7 +93,7 @@ def test_by_epochs_is_for_schedules_that_change_the_rate_and_a_part_of_the_key_o
 
 def test_another_schedule_of_a_method_does_not_inherit_milestones():
     steps = Recipe(schedule="steps", milestones=[0.5], decay=0.2, schedule_by="epoch")
-    new, own = changed(steps, {"schedule": "constant"})
+    new, own = change_recipe(steps, {"schedule": "constant"})
     assert new == Recipe() and own == {"schedule": "constant", "milestones": (), "decay": None, "schedule_by": "step"}
 
 

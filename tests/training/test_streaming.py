@@ -21,7 +21,7 @@ from clbench.persistence.callbacks import optimizer_state, restore_optimizer_sta
 from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
 from clbench.strategy.per_task import PerTaskStrategy
-from clbench.testing.rules import divided
+from clbench.testing.rules import divide_tasks
 from clbench.testing.tiny import bench, snapshot, tiny_stream
 from clbench.training.building import require_parts_fit
 from clbench.training.evaluation import evaluate
@@ -59,7 +59,7 @@ NOTES = StrategyInfo("notes", Notes, "keeps what it is told", task_free=True)
 
 
 def hidden(sizes=UNEVEN, scenario="class", seed=0):
-    return divided(tiny_stream(scenario), sizes, seed)
+    return divide_tasks(tiny_stream(scenario), sizes, seed)
 
 
 def train(info, stream, options=None, seed=0, scenario="class", recipe=RECIPE, until=None):
@@ -120,7 +120,7 @@ def test_plain_training_on_the_same_batches_gives_the_same_weights():
 
 def test_the_rate_falls_over_the_whole_stream():
     recipe = RECIPE.model_copy(update={"schedule": "cosine"})
-    whole, *_ = train(method("naive"), divided(tiny_stream("class"), (72,), 0), recipe=recipe)
+    whole, *_ = train(method("naive"), divide_tasks(tiny_stream("class"), (72,), 0), recipe=recipe)
     parts, *_ = train(method("naive"), hidden(), recipe=recipe)
     constant, *_ = train(method("naive"), hidden())
     assert all(torch.equal(a, b) for a, b in zip(whole.strategy.parameters(), parts.strategy.parameters(), strict=True))

@@ -63,7 +63,7 @@ def split_mnist(options: SplitOptions, data_dir: Path, seed: int) -> Any:
     transform = Compose([ToBytes(), Pad(options.padding)]) if options.padding else ToBytes()
     benchmark = SplitMNIST(options.tasks, shuffle=False, fixed_class_order=class_order(options, seed),
                            train_transform=transform, eval_transform=transform, dataset_root=str(data_dir))
-    return laid_out(benchmark, options, "MNIST")
+    return attach_layout(benchmark, options, "MNIST")
 
 
 def split_mnist_5k(options: SplitOptions, data_dir: Path, seed: int) -> Any:
@@ -80,12 +80,12 @@ def permuted_mnist(options: PermutedOptions, data_dir: Path, seed: int) -> Any:
     """Return permuted MNIST: zero-padded images, unchanged in task 0, with permuted pixels in all other tasks."""
     from avalanche.benchmarks.classic.cmnist import PixelsPermutation
 
-    train, test = (padded(part, options.padding) for part in datasets.mnist_like("MNIST", data_dir))
+    train, test = (pad_images(part, options.padding) for part in datasets.mnist_like("MNIST", data_dir))
     pixels, generator = train.x[0].numel(), seeds.generator(seed, "permutations")
     permutations = [torch.arange(pixels), *(torch.randperm(pixels, generator=generator)
                                             for _ in range(options.tasks - 1))]
     benchmark = _transformed(train, test, [None, *map(PixelsPermutation, permutations[1:])])
-    return laid_out(benchmark, options, "MNIST", tuple(permutations))
+    return attach_layout(benchmark, options, "MNIST", tuple(permutations))
 
 
 def rotated_mnist(options: RotatedOptions, data_dir: Path, seed: int) -> Any:
@@ -95,7 +95,7 @@ def rotated_mnist(options: RotatedOptions, data_dir: Path, seed: int) -> Any:
     angles = [options.degrees * task / options.tasks for task in range(options.tasks)]
     benchmark = _transformed(*datasets.mnist_like("MNIST", data_dir),
                              [RandomRotation((a, a)) if a else None for a in angles])
-    return laid_out(benchmark, options, "MNIST")
+    return attach_layout(benchmark, options, "MNIST")
 
 
 def split_cifar10(options: CIFAROptions, data_dir: Path, seed: int) -> Any:
@@ -136,10 +136,10 @@ def custom(name: str, options: CustomOptions, data_dir: Path, seed: int) -> Any:
 
     The function can import modules from the current directory, or from the directory of its file.
     """
-    return sized(load_function(name, "benchmark")(), options)
+    return attach_size(load_function(name, "benchmark")(), options)
 
 
-def sized(benchmark: Any, options: CustomOptions) -> Any:
+def attach_size(benchmark: Any, options: CustomOptions) -> Any:
     """Attach a `Layout` with the size of photos to a benchmark if the options give a size, and return the benchmark."""
     if options.size is not None and hasattr(benchmark, "train_stream") and not hasattr(benchmark, LAYOUT):
         setattr(benchmark, LAYOUT, Layout(size=options.size))
@@ -168,12 +168,13 @@ def class_order(options: ClassOptions, seed: int, names: Sequence[str] = ()) -> 
     return order
 
 
-def padded(images: Images, pixels: int) -> Images:
+def pad_images(images: Images, pixels: int) -> Images:
     """Return images with `pixels` zero pixels added on each side."""
     return Images(torch.nn.functional.pad(images.x, [pixels] * 4), images.y) if pixels else images
 
 
-def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: tuple[torch.Tensor, ...] = ()) -> Any:
+def attach_layout(benchmark: Any, options: ImageOptions, dataset: str,
+                  permutations: tuple[torch.Tensor, ...] = ()) -> Any:
     """Return a benchmark with a `Layout` attached."""
     mean, std = STATISTICS[dataset] if options.normalize is True else ((), ())
     if isinstance(options, SplitOptions) and options.mean is not None and options.deviation is not None:
@@ -185,8 +186,8 @@ def laid_out(benchmark: Any, options: ImageOptions, dataset: str, permutations: 
 def _split(train: Images, test: Images, options: SplitOptions, seed: int, dataset: str) -> Any:
     """Return a benchmark of images split by class."""
     order = class_order(options, seed, CLASS_NAMES.get(dataset, ()))
-    train, test = (padded(part, options.padding) for part in (train, test))
-    return laid_out(split_by_class(train, test, options.sizes, order), options, dataset)
+    train, test = (pad_images(part, options.padding) for part in (train, test))
+    return attach_layout(split_by_class(train, test, options.sizes, order), options, dataset)
 
 
 def split_by_class(train: Images, test: Images, sizes: Sequence[int], order: list[int]) -> Any:

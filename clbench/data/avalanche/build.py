@@ -19,11 +19,11 @@ from clbench.core.entry_points import builder, package_of
 from clbench.core.errors import ClbenchError, DataError
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.objective import CLASSIFICATION
-from clbench.core.user_code import format_error, importable
+from clbench.core.user_code import extend_import_path, format_error
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.tensors import Experience, SeveralShapes, materialise
 from clbench.data.avalanche.whole import leaf_rows
-from clbench.data.datasets import chatter_to_stderr
+from clbench.data.datasets import redirect_to_stderr
 from clbench.data.raw import RawStream, Split
 from clbench.data.samples import permute
 
@@ -41,7 +41,7 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
     if info.objective_with(checked_options) == CLASSIFICATION:
         import_avalanche()
     build = builder(info, "benchmark")
-    with importable(info.name), chatter_to_stderr(), seeds.scope(seed, "stream"):
+    with extend_import_path(info.name), redirect_to_stderr(), seeds.scope(seed, "stream"):
         try:
             return as_raw(build(checked_options, data_dir, seed), where, info.seeded)
         except ClbenchError:
@@ -104,16 +104,16 @@ def _as_raw(benchmark: Any, layout: Layout, where: str, comparable: bool,
             _check_shape(data.x, first_inputs_by_kind["training"], title)
             if data.note:
                 notes.append(data.note)
-            splits[kind].append(_as_split(data, first_inputs,
+            splits[kind].append(_to_split(data, first_inputs,
                                           layout.permutations[task] if layout.permutations else None))
     orders = tuple(_order(e, torch.unique(s.y).tolist()) for e, s in zip(train, splits["training"], strict=True))
-    _named(orders, layout.class_names, where)
+    _check_names(orders, layout.class_names, where)
     size_notes = [] if size is None else [f"photos of several sizes were brought to {size} x {size} pixels"]
     rows = layout.test_rows or (test_rows(test) if comparable else ())
     tests = tuple(replace(split, rows=split_rows) for split, split_rows in
                   zip(splits["test"], rows or (None,) * len(test), strict=True))
     return RawStream(tuple(splits["training"]), tests, orders, layout.mean, layout.std,
-                     (*size_notes, *_merged(notes)), layout.augment, layout.class_names)
+                     (*size_notes, *_merge_notes(notes)), layout.augment, layout.class_names)
 
 
 def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
@@ -123,7 +123,7 @@ def _check_shape(x: torch.Tensor, first: torch.Tensor, where: str) -> None:
                             f"{list(first.shape[1:])}; {SeveralShapes.way_out}")
 
 
-def _named(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) -> None:
+def _check_names(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) -> None:
     """Check that every class has a name, if classes have names."""
     unexpected_labels = [label for label in chain.from_iterable(orders) if not 0 <= label < len(names)]
     if names and unexpected_labels:
@@ -131,7 +131,7 @@ def _named(orders: Sequence[Sequence[int]], names: Sequence[str], where: str) ->
                         "labels 0, 1, ... in their order")
 
 
-def _as_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:
+def _to_split(read: Experience, first: torch.Tensor, permutation: torch.Tensor | None) -> Split:
     """Return an experience as a split; for a permuted copy of the first experience, store only the permutation."""
     if permutation is None or read.x is first:
         return Split(read.x, read.y, draw=read.draw)
@@ -148,13 +148,13 @@ def _order(experience: Any, present: list[int]) -> tuple[int, ...]:
     return tuple(present)
 
 
-def _merged(notes: list[str]) -> list[str]:
+def _merge_notes(notes: list[str]) -> list[str]:
     """Merge several notes into one: the first note, with the number of the others."""
     return notes if len(notes) < 2 else [f"{notes[0]} (and {len(notes) - 1} more experiences)"]
 
 
 def import_avalanche() -> None:
     """Import Avalanche's benchmarks without the warnings of its import (missing QP solvers, deprecations)."""
-    with warnings.catch_warnings(), chatter_to_stderr(), uncollected():
+    with warnings.catch_warnings(), redirect_to_stderr(), uncollected():
         warnings.simplefilter("ignore")
         importlib.import_module("avalanche.benchmarks.classic")

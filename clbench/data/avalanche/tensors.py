@@ -66,17 +66,17 @@ def materialise(dataset: Any, group: str, where: str, size: int | None = None, t
         raise DataError(f"{where} has no samples")
     positions = np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(np.int64)).tolist()
     items = [_item(data[i], where) for i in positions]
-    if not all(_same(item, _item(data[i], where)) for i, item in zip(positions, items, strict=True)):
-        return _redrawn(data, group, where)
+    if not all(_are_equal(item, _item(data[i], where)) for i, item in zip(positions, items, strict=True)):
+        return _read_random(data, group, where)
     note = None
     try:
-        x, y = _whole(data, where)
-        if not all(_same((x[i], y[i]), item) for i, item in zip(positions, items, strict=True)):
+        x, y = _read_arrays(data, where)
+        if not all(_are_equal((x[i], y[i]), item) for i, item in zip(positions, items, strict=True)):
             raise NotBatchable("a transform that differs on a batch")
     except NotBatchable as reason:
         note = f"{where} was read item by item, which is slow: {reason}"
-        x, y = _one_by_one(data, where)
-    return Experience(*_stored(x, y, text), note)
+        x, y = _read_items(data, where)
+    return Experience(*_to_stored(x, y, text), note)
 
 
 class Sized:
@@ -99,22 +99,22 @@ class Sized:
         return resize(x[None].float(), self.size, "bicubic", antialias=True)[0].round().clamp(0, 255).byte(), y
 
 
-def _redrawn(data: Any, group: str, where: str) -> Experience:
+def _read_random(data: Any, group: str, where: str) -> Experience:
     """Return an experience with random transforms; only training samples may have them."""
     if group != "train":
         raise DataError(f"{where} gives other samples each time it is read: a test must be the same each time; give "
                         "the benchmark deterministic transforms for evaluation")
-    x, y = _stored(*_one_by_one(data, where))
+    x, y = _to_stored(*_read_items(data, where))
 
     def draw(index: int) -> Tensor:
         sample, _ = _item(data[index], where)
-        return _stored(sample[None], [])[0][0]
+        return _to_stored(sample[None], [])[0][0]
 
     return Experience(x, y, f"{where} has random transforms: it is drawn item by item for every batch, which is slow, "
                       "and strategies that keep samples keep one draw of them", draw)
 
 
-def _whole(data: Any, where: str) -> tuple[Tensor, list[int]]:
+def _read_arrays(data: Any, where: str) -> tuple[Tensor, list[int]]:
     """Read all items as whole arrays, or raise `NotBatchable`."""
     xs: list[Tensor] = []
     ys: list[int] = []
@@ -125,7 +125,7 @@ def _whole(data: Any, where: str) -> tuple[Tensor, list[int]]:
     return (xs[0] if len(xs) == 1 else torch.cat(xs)), ys
 
 
-def _one_by_one(data: Any, where: str) -> tuple[Tensor, list[int]]:
+def _read_items(data: Any, where: str) -> tuple[Tensor, list[int]]:
     """Read all items one after another."""
     first, _ = _item(data[0], where)
     x = torch.empty((len(data), *first.shape), dtype=first.dtype)
@@ -156,7 +156,7 @@ def _item(item: Sequence[Any], where: str) -> tuple[Tensor, int]:
     return x, _label(item[1], where)
 
 
-def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
+def _are_equal(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
     """Return whether two samples are equal bit for bit (NaN equals NaN)."""
     (a, label), (b, other_label) = one, other
     return (a.dtype == b.dtype and a.shape == b.shape and label == other_label
@@ -174,7 +174,7 @@ def _label(label: Any, where: str) -> int:
     raise DataError(f"{where}: labels must be whole numbers, got {type(label).__name__} {str(label)[:40]!r}")
 
 
-def _stored(x: Tensor, y: list[int], text: bool = False) -> tuple[Tensor, Tensor]:
+def _to_stored(x: Tensor, y: list[int], text: bool = False) -> tuple[Tensor, Tensor]:
     """Return inputs as they are stored (gray uint8 images [N, H, W] get a channel) and labels as int64."""
     if text:
         x = x.to(tokens.DTYPE)

@@ -55,7 +55,7 @@ def stratified_rows(labels: Sequence[str], seed: int) -> tuple[list[int], list[i
     return train, test
 
 
-def chosen(photos: PhotoFiles, rows: Sequence[int]) -> PhotoFiles:
+def select_photos(photos: PhotoFiles, rows: Sequence[int]) -> PhotoFiles:
     """Return the photos at `rows`, in that order."""
     labeled = photos.labeled
     return PhotoFiles(tuple(photos.files[row] for row in rows),
@@ -96,7 +96,7 @@ class ByClassOptions(NamedOptions):
 def wnid_photos(root: Path, where: str) -> PhotoFiles:
     """Return the photos in folders with names from WordNet, sorted by folder and file name."""
     photos = folders_by_text(root, where, [])  # lists and README.txt in it need no note
-    return chosen(photos, [row for row, label in enumerate(photos.labeled.labels) if re.fullmatch(WNID, label)])
+    return select_photos(photos, [row for row, label in enumerate(photos.labeled.labels) if re.fullmatch(WNID, label)])
 
 
 class ImageNetROptions(ByClassOptions):
@@ -148,10 +148,10 @@ class ImageNetROptions(ByClassOptions):
             lists = [root / name for name in names]
             train, test = listed_photos(root, lists[:1], lists[1:], where)
             return SplitFiles(train, test, lists)
-        return by_rule(wnid_photos(root, where), self.split, where)
+        return apply_rule(wnid_photos(root, where), self.split, where)
 
 
-def by_rule(photos: PhotoFiles, split: str, where: str) -> SplitFiles:
+def apply_rule(photos: PhotoFiles, split: str, where: str) -> SplitFiles:
     """Divide photos into training and test by the rule of `split`.
 
     Raises:
@@ -163,7 +163,7 @@ def by_rule(photos: PhotoFiles, split: str, where: str) -> SplitFiles:
                         "the data set is not complete")
     train, test = (stratified_rows(photos.labeled.labels, 42) if split == "zheng" else
                    random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
-    return SplitFiles(chosen(photos, train), chosen(photos, test))
+    return SplitFiles(select_photos(photos, train), select_photos(photos, test))
 
 
 class ImageNetAOptions(ByClassOptions):
@@ -198,7 +198,9 @@ class ImageNetAOptions(ByClassOptions):
 
     def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos as the split divides them."""
-        return super().find(root, where) if self.split == "pilot" else by_rule(wnid_photos(root, where), "zheng", where)
+        if self.split == "pilot":
+            return super().find(root, where)
+        return apply_rule(wnid_photos(root, where), "zheng", where)
 
 
 class CUBOptions(ByClassOptions):

@@ -87,7 +87,7 @@ class CORe50Options(ByDomainOptions):
         "only with protocol = ni")
 
     @model_validator(mode="after")
-    def _tasks_of_lists(self) -> CORe50Options:
+    def _check_protocol(self) -> CORe50Options:
         """Refuse options for tasks by class, and categories with protocol NC."""
         if self.tasks is not None or self.task_sizes:
             raise ValueError("tasks are those of the lists; protocol=nc has tasks by class")

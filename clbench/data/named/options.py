@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from clbench.core.data_sets import MISSING, WRONG, DataSet, Download, Needed
 from clbench.core.errors import DataError, MissingDataError
-from clbench.core.files import at_home
+from clbench.core.files import expand_home
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.renamed import old_classes
 from clbench.core.scenario import Scenario
@@ -60,7 +60,7 @@ class NamedOptions(StoredTaskOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _size_or_crop(cls, values: Any) -> Any:
+    def _replace_default_size(cls, values: Any) -> Any:
         """Let `size` replace the default resize and crop, and refuse resize or crop alone."""
         if isinstance(values, Mapping):
             crop_options = {"resize", "crop"} & values.keys()
@@ -107,7 +107,7 @@ class NamedOptions(StoredTaskOptions):
         """Return the data set's folder; a relative path is searched in the working directory, then the data folder."""
         if self.path is None:
             return data_dir / self.DATA.folder
-        path = at_home(self.path)
+        path = expand_home(self.path)
         return path if path.is_absolute() or path.is_dir() else data_dir / path
 
     def find_files(self, data_dir: Path) -> SplitFiles:

@@ -130,7 +130,7 @@ def _class_names(names: Any, where: str) -> tuple[str, ...]:
     """Return class names from an array or a list."""
     if np.ndim(names) != 1:
         raise DataError(f"{where}: {NAMES} must be a list with the name of each class")
-    return tuple(_decoded(names, f"{where}: {NAMES}"))
+    return tuple(_decode_text(names, f"{where}: {NAMES}"))
 
 
 _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
@@ -180,7 +180,7 @@ def _numbers(values: Any, where: str) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
-def _decoded(values: Any, where: str) -> list[str]:
+def _decode_text(values: Any, where: str) -> list[str]:
     """Return labels, tasks, groups or names as text; raise a DataError if bytes are not UTF-8."""
     try:
         return as_text(values)
@@ -206,7 +206,7 @@ def _text(values: Any, count: int, where: str) -> list[str]:
         raise DataError(f"{where} is {list(array.shape)}, expected one value for each of the {count} samples")
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array), equal_nan=True):
         raise DataError(f"{where} has numbers that are not whole; labels must be names or whole numbers")
-    text = _decoded(array.tolist(), where)
+    text = _decode_text(array.tolist(), where)
     if missing := [row for row, value in enumerate(text) if value.strip() in MISSING]:
         raise DataError(f"{where}: sample {missing[0]} (counted from 0) has no value{_and_others(missing)}")
     return text

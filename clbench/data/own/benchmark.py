@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.errors import DataError
-from clbench.core.objective import REGRESSION, significant
+from clbench.core.objective import REGRESSION, format_digits
 from clbench.data.own.dividing import Division, Rows, divide
 from clbench.data.own.samples import Labeled, as_number, some
 from clbench.data.own_options import TaskOptions
@@ -161,8 +161,8 @@ def target_stream(division: Division, x: Sequence[Tensor], targets: Sequence[Ten
                  zip(splits(-1, division.test), division.test, strict=True))
     copy_notes = describe_copies(*([split.x for split in part if isinstance(split.x, Tensor)]
                                    for part in (train, test)))
-    target = (f"the target is {name}; training standardizes it by mean {significant(center)} and deviation "
-              f"{significant(spread)} of the first task's {len(first_targets)} training samples, and metrics are in "
+    target = (f"the target is {name}; training standardizes it by mean {format_digits(center)} and deviation "
+              f"{format_digits(spread)} of the first task's {len(first_targets)} training samples, and metrics are in "
               "its unit")
     return RawStream(train, test, division.orders, tuple(mean), tuple(std),
                      (*notes, target, *division.notes, *describe_names(division), *copy_notes),

@@ -19,7 +19,7 @@ from torch import Tensor
 from clbench.core.errors import DataError, unknown
 from clbench.data.own.benchmark import ROUNDING, label_stream, target_stream
 from clbench.data.own.dividing import divide, divide_targets
-from clbench.data.own.samples import Labeled, Table, about_commas, as_number, as_text, locate, read_table, some
+from clbench.data.own.samples import Labeled, Table, as_number, as_text, hint_at_commas, locate, read_table, some
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 from clbench.data.raw import RawStream
 
@@ -73,7 +73,7 @@ def feature_columns(read: Table, label: str, options: FeatureOptions, where: str
     """
     if unknown_columns := [c for c in options.leave_out if c not in read.columns]:
         raise DataError(f"{where}: leave_out names {some(unknown_columns)}, its columns are {some(read.columns)}" +
-                        about_commas(unknown_columns))
+                        hint_at_commas(unknown_columns))
     excluded = {label, options.task_column, options.group, *options.leave_out}
     used_columns = [c for c in read.columns if c not in excluded and not is_index(c)]
     if not used_columns:

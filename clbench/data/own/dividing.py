@@ -13,7 +13,7 @@ import torch
 from clbench.core import seeds
 from clbench.core.errors import DataError, FewClassesError
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labeled, about_commas, about_tests, groups_on_both_sides, in_order, places, some
+from clbench.data.own.samples import Labeled, groups_on_both_sides, hint_at_commas, note_tests, places, some, sort_names
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -65,14 +65,14 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     if not len(train.labels):
         raise DataError(f"{where} has no samples")
     present = set(train.labels)
-    natural = [c for c in train.classes if c in present] if train.classes else in_order(present)
+    natural = [c for c in train.classes if c in present] if train.classes else sort_names(present)
     by_text = isinstance(options, OwnOptions) and options.class_names_by == "text"
     classes = sorted(natural) if by_text else natural
-    if unexpected := [c for c in in_order(present) if c not in set(classes)]:
+    if unexpected := [c for c in sort_names(present) if c not in set(classes)]:
         raise DataError(f"{where} has labels that are not among its class names: {some(unexpected)}")
     if len(classes) < 2:
         raise DataError(f"{where} has one class only, {classes[0]!r}: there is nothing to tell apart")
-    if test is not None and (unexpected := in_order(set(test.labels) - present)):
+    if test is not None and (unexpected := sort_names(set(test.labels) - present)):
         raise DataError(f"{where}: the test part has classes that the training part has not: {some(unexpected)}")
     y = [np.array(places(part.labels, classes), np.int64) for part in (train, test) if part is not None]
     by_name = train.tasks is not None and options.tasks is None and not options.task_sizes
@@ -80,7 +80,7 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
         names, ids, orders = _named_tasks(train, test, y, options, where)
         notes = _thin_classes(ids[0], y[0], names, classes)
     else:
-        orders, notes = _by_class(classes, options, seed, where)
+        orders, notes = _assign_classes(classes, options, seed, where)
         task_of = np.empty(len(classes), np.int64)
         for task, order in enumerate(orders):
             task_of[list(order)] = task
@@ -104,7 +104,7 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     if small_classes := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
         notes = [*notes, f"classes with fewer than {FEW} training samples: {some(small_classes)}"]
     if isinstance(options, OwnOptions):
-        notes += about_tests(orders, [y[-1][of_task].tolist() for of_task in test_rows], names, classes)
+        notes += note_tests(orders, [y[-1][of_task].tolist() for of_task in test_rows], names, classes)
     return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
                     tuple(notes), train.groups)
 
@@ -140,8 +140,8 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
                     train.groups)
 
 
-def _by_class(classes: Sequence[str], options: TaskOptions, seed: int, where: str
-              ) -> tuple[list[tuple[int, ...]], list[str]]:
+def _assign_classes(classes: Sequence[str], options: TaskOptions, seed: int, where: str
+                    ) -> tuple[list[tuple[int, ...]], list[str]]:
     """Return the classes of each task in their order, and notes."""
     count, tasks, notes = len(classes), options.tasks, []
     if getattr(options, "tasks_in_order", []):
@@ -176,7 +176,7 @@ def listed_positions(given: Sequence[str], known: Sequence[str], option: str, wh
     places = positions(given, known)
     if places is None:
         missing, unexpected = [n for n in known if n not in given], [n for n in given if n not in known]
-        wrong = (f"{some(unexpected)} is not there{about_commas(unexpected)}" if unexpected else
+        wrong = (f"{some(unexpected)} is not there{hint_at_commas(unexpected)}" if unexpected else
                  f"{some(missing)} is left out" if missing else "some are named twice")
         raise DataError(f"{where}: {option} must list each of {some(known)} once, and {wrong}")
     return places
@@ -186,7 +186,7 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
                  ) -> tuple[list[str], list[Rows], list[tuple[int, ...]]]:
     """Return the names of the tasks that the data name, each sample's task by part, and the labels of each task."""
     assert train.tasks is not None
-    names = [*train.task_names] or in_order(train.tasks)
+    names = [*train.task_names] or sort_names(train.tasks)
     if empty := [name for name in names if name not in train.tasks]:
         raise DataError(f"{where}: task {empty[0]!r} has no training samples")
     if options.classes_in_order or options.class_order != "natural":
@@ -199,12 +199,12 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
               for t in range(len(names))]
     if test is not None and not options.common_test:
         if test.tasks is None or set(test.tasks) != set(names):
-            test_tasks = "names none" if test.tasks is None else f"has {some(in_order(test.tasks))}"
+            test_tasks = "names none" if test.tasks is None else f"has {some(sort_names(test.tasks))}"
             raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {test_tasks}")
         ids.append(np.array(places(test.tasks, names), np.int64))
         for t, name in enumerate(names):
             if extra := np.setdiff1d(y[1][ids[1] == t], orders[t]).tolist():
-                classes = in_order({test.labels[i] for i in np.flatnonzero(ids[1] == t).tolist() if y[1][i] in extra})
+                classes = sort_names({test.labels[i] for i in np.flatnonzero(ids[1] == t).tolist() if y[1][i] in extra})
                 raise DataError(f"{where}: task {name!r} is tested on classes that it does not train: {some(classes)}")
     return names, ids, orders
 
@@ -243,7 +243,7 @@ def hold_out(tasks: Sequence[int], y: Sequence[int], groups: Sequence[str] | Non
     if groups is None:
         for cell in range(cells.max() + 1):
             rows = np.flatnonzero(cells == cell)
-            mask[rows[_shuffled(len(rows), "held-out", cell)[:held_out_count(len(rows), share)]]] = True
+            mask[rows[_shuffle_rows(len(rows), "held-out", cell)[:held_out_count(len(rows), share)]]] = True
         return mask, f"test: {mask.sum()} of {len(y)} samples, held out of each class alike and for every seed"
     chosen, group_ids = choose_groups(np.array(groups), cells, share, 0, "held-out", "groups")
     mask = chosen[group_ids]
@@ -281,7 +281,7 @@ def choose_groups(groups: npt.ArrayLike, cells: Rows, share: float, seed: int, *
     def distance(cell_counts: npt.NDArray[np.float64]) -> float:
         return float(((cell_counts - target) ** 2 / totals).sum())
 
-    for group in _shuffled(len(counts), *axes, seed=seed):
+    for group in _shuffle_rows(len(counts), *axes, seed=seed):
         if leaves_some(group) and distance(test_counts + counts[group]) < distance(test_counts):
             test_counts += counts[group]
             chosen[group] = True
@@ -294,7 +294,7 @@ def choose_groups(groups: npt.ArrayLike, cells: Rows, share: float, seed: int, *
     return chosen, group_ids
 
 
-def _shuffled(count: int, *axes: str | int, seed: int = 0) -> Rows:
+def _shuffle_rows(count: int, *axes: str | int, seed: int = 0) -> Rows:
     """Return 0..count-1 in a random order that is fixed for each seed and `axes`."""
     order: Rows = torch.randperm(count, generator=seeds.generator(seed, *axes)).numpy()
     return order

@@ -39,7 +39,7 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> RawStream:
     if test is not None and _kind(test.features[label]) == "ClassLabel" and UNLABELED in test[label]:
         raise DataError(f"{where}: its test part is not labeled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
-    part_labels = [_known(part, label, options, where) for part in parts]
+    part_labels = [_read_labels(part, label, options, where) for part in parts]
     x, read_notes = _inputs(parts, label, options, where)
     return own_benchmark(x[0], part_labels[0], options, seed, where, x_test=x[1] if test is not None else None,
                          test=part_labels[1] if test is not None else None, augment=options.augmentation,
@@ -49,7 +49,7 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> RawStream:
 def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:
     """Return the files that are read: the files of a local folder, or the library's cache files of a data set."""
     tokenizer = tokenizer_files(options) if options.get("text_column") else []
-    local, _ = _local(name, data_dir)
+    local, _ = _find_local(name, data_dir)
     if local is not None:
         files_below = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
         return [*files_below, *tokenizer]
@@ -71,7 +71,7 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
         import datasets
     except ImportError as error:
         raise PluginError(f"{where} needs the library datasets, which is not installed: {EXTRA}") from error
-    local_path, local_error = _local(name, data_dir)
+    local_path, local_error = _find_local(name, data_dir)
     try:
         if local_path is not None and any((local_path / file).exists() for file in SAVED):
             loaded = datasets.load_from_disk(str(local_path))
@@ -90,7 +90,7 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
             f"{local_error or f'{where}: '}the library datasets cannot load it: {text[:300]}") from error
 
 
-def _local(name: str, data_dir: Path) -> tuple[Path | None, str]:
+def _find_local(name: str, data_dir: Path) -> tuple[Path | None, str]:
     """Return the folder or file that a name stands for, and an empty text.
 
     For a data set of the Hub, return None and the start of the error if the Hub does not have it either.
@@ -127,7 +127,7 @@ def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]
     return column, notes
 
 
-def _known(part: Any, label: str, options: HubOptions, where: str) -> Labeled:
+def _read_labels(part: Any, label: str, options: HubOptions, where: str) -> Labeled:
     """Return labels, tasks and groups of a part; values of a ClassLabel are replaced by their names."""
     columns: dict[str, list[Any]] = {}
     classes: list[str] = []
@@ -173,11 +173,11 @@ def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) 
 
     encoded = [list(part.cast_column(column, datasets.Image(decode=False))[column]) for part in parts]
 
-    def opened(source: Mapping[str, Any]) -> Image.Image:
+    def open_image(source: Mapping[str, Any]) -> Image.Image:
         content = source["bytes"]
         return Image.open(io.BytesIO(content) if content is not None else source["path"])
 
-    return read_photos(encoded, options, where, opened, copies=2)  # they are divided into tasks later
+    return read_photos(encoded, options, where, open_image, copies=2)  # they are divided into tasks later
 
 
 def _kind(feature: Any) -> str:

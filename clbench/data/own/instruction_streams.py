@@ -21,14 +21,14 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.dividing import held_out_count, listed_positions
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, show_scored
 from clbench.data.own.instructions import Item, read_items
-from clbench.data.own.samples import data_files, files_by_stem, in_order, locate
+from clbench.data.own.samples import data_files, files_by_stem, locate, sort_names
 from clbench.data.own.texts import tokenizer_files
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import RawStream, Split
 from clbench.data.stream import Stream
 from clbench.models.causal_lm import load_tokenizer
 from clbench.models.hf_files import folder_of
-from clbench.models.scoring import IGNORED, MULTIPLE, TokenItem, rounded
+from clbench.models.scoring import IGNORED, MULTIPLE, TokenItem, round_up
 
 SUFFIXES = (".jsonl", ".json")
 
@@ -49,13 +49,13 @@ def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: i
         DataError: a file cannot be read, a task lacks items, or an item does not fit into `length` tokens.
     """
     where = f"benchmark {name!r}"
-    tasks = _ordered(_read_tasks(locate(name, data_dir), options, where), options, where)
+    tasks = _order_tasks(_read_tasks(locate(name, data_dir), options, where), options, where)
     if not options.tokenizer:
         raise DataError(f"{where}: no tokenizer is chosen; a model hf:NAME brings its own, else give tokenizer=NAME")
     tokenizer = ItemTokenizer(load_tokenizer(folder_of(options.tokenizer)), options.length, options.cut_responses)
     parts = [[tokenizer.tokenize(items) for items in (task.train, task.test)] for task in tasks]
     items = [item for pair in parts for part in pair for item in part.items]
-    length = min(options.length, rounded(max(len(item.ids) for item in items), MULTIPLE))
+    length = min(options.length, round_up(max(len(item.ids) for item in items), MULTIPLE))
     train, test = ([Split(*as_tensors(pair[i].items, length)) for pair in parts] for i in (0, 1))
     return RawStream(tuple(train), tuple(test), ((),) * len(tasks), objective=CAUSAL_LM.name,
                      task_names=tuple(task.name for task in tasks),
@@ -91,7 +91,7 @@ def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[Ta
     if {"train", "test"} <= task_files.keys():
         raise DataError(f"{where}: {place} has the files train and test, which would be two tasks; put them into a "
                         "folder with the name of their task")
-    tasks = [_held_out(stem, read_items(path), options, where) for stem, path in task_files.items()]
+    tasks = [_hold_out(stem, read_items(path), options, where) for stem, path in task_files.items()]
     for folder in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = files_by_stem(folder, SUFFIXES, where)
         train, test = files.get("train"), files.get("test")
@@ -118,10 +118,10 @@ def _tasks_of_file(path: Path, options: InstructionOptions, where: str) -> Itera
     for item in read_items(path, options.task_column):
         items_by_task.setdefault(getattr(item, "task", ""), []).append(item)
     for name, items in items_by_task.items():
-        yield _held_out(name, items, options, where)
+        yield _hold_out(name, items, options, where)
 
 
-def _held_out(name: str, items: list[Item], options: InstructionOptions, where: str) -> TaskItems:
+def _hold_out(name: str, items: list[Item], options: InstructionOptions, where: str) -> TaskItems:
     """Return a task with a share of its items held out as the test, the same items for every seed."""
     count = held_out_count(len(items), options.held_out)
     if count < 1:
@@ -132,10 +132,10 @@ def _held_out(name: str, items: list[Item], options: InstructionOptions, where: 
                      [item for i, item in enumerate(items) if i in test])
 
 
-def _ordered(tasks: list[TaskItems], options: InstructionOptions, where: str) -> list[TaskItems]:
+def _order_tasks(tasks: list[TaskItems], options: InstructionOptions, where: str) -> list[TaskItems]:
     """Return tasks in the order of the options, or by name."""
     by_name = {task.name: task for task in tasks}
-    names = in_order(by_name)
+    names = sort_names(by_name)
     if options.tasks_in_order:
         names = [names[i] for i in listed_positions(options.tasks_in_order, names, "tasks_in_order", where)]
     return [by_name[name] for name in names]

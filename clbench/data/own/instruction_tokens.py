@@ -54,8 +54,8 @@ class ItemTokenizer:
         """Find the tokens that the tokenizer puts at the start of a text, and whether it adds a space there."""
         self.tokenizer, self.length, self.cut_responses = tokenizer, length, cut_responses
         self.start, self.special = start_tokens(tokenizer), special_tokens(tokenizer)
-        before = self._plain(BEFORE)
-        self.adds_space = self._plain(BEFORE + "a") not in (self._plain("a"), before + self._plain("a"))
+        before = self._to_tokens(BEFORE)
+        self.adds_space = self._to_tokens(BEFORE + "a") not in (self._to_tokens("a"), before + self._to_tokens("a"))
 
     def tokenize(self, items: Iterable[Item]) -> Tokenized:
         """Return items as tokens that fit.
@@ -81,14 +81,14 @@ class ItemTokenizer:
     def _tokens(self, item: Item) -> tuple[list[int], list[int]]:
         """Return the tokens of an item and the positions of those that are scored."""
         if isinstance(item, Prompted):
-            prompt = [*self.start, *self._plain(item.prompt)]
+            prompt = [*self.start, *self._to_tokens(item.prompt)]
             if not prompt:
                 raise DataError(f"{item.place}: the prompt is empty, and this tokenizer puts no token at the start, so "
                                 "the first token of the response has nothing before it")
             ids = [*prompt, *self._response(item), self._end(item)]
             return ids, list(range(len(prompt), len(ids)))
         if isinstance(item, PlainText):
-            ids = [*self.start, *self._plain(item.text)]
+            ids = [*self.start, *self._to_tokens(item.text)]
             return ids, list(range(max(1, len(self.start)), len(ids)))
         return self._conversation(item)
 
@@ -103,8 +103,8 @@ class ItemTokenizer:
         for number, (role, _) in enumerate(item.messages):
             if role != ASSISTANT or number == 0:
                 continue
-            prompt, text = self._plain(self._rendered(item, number, True)), self._rendered(item, number + 1, False)
-            extended = self._plain(text)
+            prompt, text = self._to_tokens(self._render(item, number, True)), self._render(item, number + 1, False)
+            extended = self._to_tokens(text)
             if prompt[:len(ids)] != ids or extended[:len(prompt)] != prompt:
                 raise DataError(f"{item.place}: the chat template does not continue message {number + 1} where the "
                                 "prompt before it ends, so the assistant's tokens are not known; use prompt and "
@@ -124,7 +124,7 @@ class ItemTokenizer:
         after it, as in <end_of_turn>.
         """
         messages = (*item.messages[:number], (ASSISTANT, CONTENT))
-        return self._rendered(replace(item, messages=messages), number + 1, False).rpartition(CONTENT)[2]
+        return self._render(replace(item, messages=messages), number + 1, False).rpartition(CONTENT)[2]
 
     def _turn_end(self, ids: list[int], text: str, closing: str, begin: int) -> int:
         """Return the position after the token that ends a turn; tokens after it are never generated.
@@ -138,14 +138,14 @@ class ItemTokenizer:
             closing: the text after the content of the turn.
             begin: the position of the turn's first token.
         """
-        after = self._plain(closing) if text.endswith(closing) else []
+        after = self._to_tokens(closing) if text.endswith(closing) else []
         for i, token in enumerate(after):
             if token in self.special and ids[len(ids) - len(after) + i:] == after[i:]:
                 return len(ids) - len(after) + i + 1
         ends = [i for i in range(begin, len(ids)) if ids[i] == self.tokenizer.eos_token_id]
         return ends[-1] + 1 if ends else len(ids)
 
-    def _rendered(self, item: Conversation, count: int, prompt: bool) -> str:
+    def _render(self, item: Conversation, count: int, prompt: bool) -> str:
         """Return the text of the first `count` messages; the chat template writes all special tokens itself."""
         if self.tokenizer.chat_template is None:
             raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; use prompt "
@@ -176,15 +176,15 @@ class ItemTokenizer:
         ids = ids[:start] + ids[start + dropped:]
         return ids[:self.length], [i - dropped for i in scored if i - dropped < self.length], True
 
-    def _plain(self, text: str) -> list[int]:
+    def _to_tokens(self, text: str) -> list[int]:
         """Return the tokens of a text without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _response(self, item: Prompted) -> list[int]:
         """Return the tokens of a response, without the space that SentencePiece adds at the start of a text."""
         if not self.adds_space:
-            return self._plain(item.response)
-        before, ids = self._plain(BEFORE), self._plain(BEFORE + item.response)
+            return self._to_tokens(item.response)
+        before, ids = self._to_tokens(BEFORE), self._to_tokens(BEFORE + item.response)
         if ids[:len(before)] != before:
             raise DataError(f"{item.place}: the tokenizer joins the start of the response with a line break before it, "
                             "so the response's own tokens are not known; let it begin with another character")

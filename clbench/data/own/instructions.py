@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, SpecError
-from clbench.core.files import at_home
+from clbench.core.files import expand_home
 
 PROBES = {"english": Path(__file__).parents[1] / "probe" / "english.txt"}  # texts that come with clbench
 ROLES = ("system", "user", "assistant", "tool")
@@ -93,7 +93,7 @@ def read_content(path: Path, task_field: str | None = None) -> FileContent:
 
 def find_file(name: str | Path) -> Path:
     """Return the path of a file, or of clbench's own text of this name if the file does not exist."""
-    path = at_home(name)
+    path = expand_home(name)
     return path if path.exists() else PROBES.get(str(path), path)
 
 
@@ -207,13 +207,13 @@ def _from_paragraphs(path: Path, text: str, task_field: str | None) -> Iterator[
 def _item(place: str, value: Any, task_field: str | None) -> Item:
     """Return a JSON value as an item."""
     if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object {FORMS}, found {_shown(value)}")
+        raise DataError(f"{place}: expected an object {FORMS}, found {_format_value(value)}")
     task = ""
     if task_field is not None:
         named = value.get(task_field)
         if not isinstance(named, str | int) or not str(named).strip():
             raise DataError(f"{place}: expected the name of a task in the field {task_field!r} (task_column), found "
-                            f"{_shown(named)}")
+                            f"{_format_value(named)}")
         task = str(named)
     if "messages" in value:
         return Conversation(place, tuple(_messages(place, value["messages"])), task)
@@ -222,7 +222,7 @@ def _item(place: str, value: Any, task_field: str | None) -> Item:
             raise DataError(f"{place}: the field {field!r} is missing; expected {FORMS}, found the fields "
                             f"{', '.join(map(repr, value)) or 'of an empty object'}")
         if not isinstance(value[field], str):
-            raise DataError(f"{place}: {field!r} must be text, found {_shown(value[field])}")
+            raise DataError(f"{place}: {field!r} must be text, found {_format_value(value[field])}")
     if not value["response"].strip():
         raise DataError(f"{place}: the response is empty")
     return Prompted(place, value["prompt"], value["response"], task)
@@ -231,12 +231,12 @@ def _item(place: str, value: Any, task_field: str | None) -> Item:
 def _messages(place: str, value: Any) -> Iterator[tuple[str, str]]:
     """Yield role and content of each message."""
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: 'messages' must be a list of messages, found {_shown(value)}")
+        raise DataError(f"{place}: 'messages' must be a list of messages, found {_format_value(value)}")
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) \
                 or not isinstance(message.get("content"), str):
             raise DataError(f"{place}: message {number} must have a 'role' and a 'content' that are text, found "
-                            f"{_shown(message)}")
+                            f"{_format_value(message)}")
         if message["role"] not in ROLES:
             raise DataError(f"{place}: message {number} has the role {message['role']!r}; roles are {', '.join(ROLES)}")
         if message["role"] == ASSISTANT and not message["content"].strip():
@@ -246,7 +246,7 @@ def _messages(place: str, value: Any) -> Iterator[tuple[str, str]]:
         raise DataError(f"{place}: no message has the role 'assistant', so there is nothing to score")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Return a JSON value as an error shows it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

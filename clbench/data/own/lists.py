@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError
-from clbench.core.files import at_home, readable_name
-from clbench.data.own.samples import Labeled, PhotoFiles, in_order, locate, some
+from clbench.core.files import expand_home, readable_name
+from clbench.data.own.samples import Labeled, PhotoFiles, locate, some, sort_names
 from clbench.data.own_options import ImagesOptions
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -165,7 +165,7 @@ def find_lists(names: Sequence[str], root: Path, data_dir: Path, where: str) -> 
     """
     lists = []
     for name in names:
-        places = [folder / at_home(name) for folder in (root, Path.cwd(), data_dir)]
+        places = [folder / expand_home(name) for folder in (root, Path.cwd(), data_dir)]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             raise MissingDataError(f"{where}: there is no list {' and no '.join(map(str, dict.fromkeys(places)))}")
@@ -195,14 +195,14 @@ def listed_photos(root: Path, train: Sequence[Path], test: Sequence[Path], where
     entries, names = [*parts[0], *parts[1]], " and ".join(path.name for path in [*train, *test])
     if not parts[0]:
         raise DataError(f"{where}: {names} lists no photos")
-    relative_paths = _below(root, [path for path, _ in entries])
+    relative_paths = _strip_roots(root, [path for path, _ in entries])
     files = [root / path for path in relative_paths]
     if missing := [path for path, file in zip(relative_paths, files, strict=True) if not file.is_file()]:
         raise MissingDataError(f"{where}: {len(missing)} of {len(files)} photos that {names} lists are not in {root}; "
                                f"the first is {missing[0]}. Add them, or check that the list belongs to this folder")
     if tasks and (shallow := [path for path in relative_paths if "/" not in path or path.startswith(("/", "../"))]):
         raise DataError(f"{where}: outer folders are tasks, and {shallow[0]} in {names} lies in none")
-    labels, classes = _named([label for _, label in entries], [readable_name(file.parent.name) for file in files])
+    labels, classes = _match_names([label for _, label in entries], [readable_name(file.parent.name) for file in files])
     outer = [readable_name(path.partition("/")[0]) for path in relative_paths]
     count = len(parts[0])
     train_files, test_files = (PhotoFiles(tuple(files[part]), Labeled(labels[part], outer[part] if tasks else None,
@@ -261,7 +261,7 @@ def _from_yaml(path: Path) -> Entries:
     return tuple((str(photo), str(label)) for photo, label in zip(data, targets, strict=True))
 
 
-def _below(root: Path, paths: Sequence[str]) -> list[str]:
+def _strip_roots(root: Path, paths: Sequence[str]) -> list[str]:
     """Return all paths without the leading folders that are not below the root; the number is the same for all."""
     parts = [re.split(r"[\\/]+", _relative(root, path)) for path in paths]
     tried = parts[:TRIED]
@@ -278,10 +278,10 @@ def _relative(root: Path, path: str) -> str:
     return full.relative_to(root.absolute()).as_posix() if full.is_relative_to(root.absolute()) else path
 
 
-def _named(labels: list[str], folders: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def _match_names(labels: list[str], folders: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Return folder names as labels, and these names in label order, if both match; else the labels and no names."""
     pairs = set(zip(labels, folders, strict=True))
     name = dict(pairs)
     if len(name) != len(pairs) or len({folder for _, folder in pairs}) != len(pairs):
         return labels, ()
-    return [name[label] for label in labels], tuple(name[label] for label in in_order(name))
+    return [name[label] for label in labels], tuple(name[label] for label in sort_names(name))

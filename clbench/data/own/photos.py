@@ -26,7 +26,7 @@ from clbench.data.named.options import NamedOptions, files_of
 from clbench.data.own.benchmark import label_stream
 from clbench.data.own.dividing import divide
 from clbench.data.own.lists import files_of_parts, find_photos
-from clbench.data.own.pixels import GRAY, Head, PhotoFormat, formed, head_of, into, reason, shrink, upright
+from clbench.data.own.pixels import GRAY, Head, PhotoFormat, fit_to_form, head_of, into, reason, shrink, turn_upright
 from clbench.data.own.samples import PhotoFiles, locate
 from clbench.data.own_options import ImagesOptions, StoredTaskOptions
 from clbench.data.photo_files import Photos, PhotoTable
@@ -83,7 +83,7 @@ def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFi
     photos = [*train.files, *(test.files if test else ())]
     x: Sequence[Tensor | Photos]
     if options.read == "files":
-        table, format_notes = _in_files(name, root, files, photos, options, data_dir)
+        table, format_notes = _list_photos(name, root, files, photos, options, data_dir)
         x = [table[torch.from_numpy(task_rows)] for task_rows in rows]
     else:
         x, format_notes = read_photos([[photos[row] for row in task_rows] for task_rows in rows], options, where,
@@ -92,8 +92,8 @@ def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFi
     return label_stream(division, x[:tasks], x[tasks:], augment=options.augmentation, notes=[*notes, *format_notes])
 
 
-def _in_files(name: str, root: Path, listed_paths: Sequence[Path], files: Sequence[Path], options: StoredTaskOptions,
-              data_dir: Path) -> tuple[Photos, list[str]]:
+def _list_photos(name: str, root: Path, listed_paths: Sequence[Path], files: Sequence[Path], options: StoredTaskOptions,
+                 data_dir: Path) -> tuple[Photos, list[str]]:
     """Return photos that stay in their files, and notes; files are hashed, but only their headers are decoded."""
     with ThreadPoolExecutor(_threads()) as pool:
         heads = _heads(pool, files, Image.open, f"benchmark {name!r}")
@@ -140,7 +140,7 @@ def read_photos(parts: Sequence[Sequence[Any]], options: PhotoOptions, where: st
             with opened(item[1]) as image:
                 if form.resize is None:
                     shrink(image, form)
-                into(photos[item[0]], formed(upright(image, form.channels), form))
+                into(photos[item[0]], fit_to_form(turn_upright(image, form.channels), form))
 
         _all(pool, read, list(enumerate(sources)), where)
     return x, notes

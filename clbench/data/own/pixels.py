@@ -74,7 +74,7 @@ def _has_late_metadata(image: Any) -> bool:
         file.seek(position)
 
 
-def upright(image: Image.Image, channels: int) -> Image.Image:
+def turn_upright(image: Image.Image, channels: int) -> Image.Image:
     """Return a photo upright, gray or RGB."""
     image.load()  # metadata may follow the pixels in the file
     if image.getexif().get(ORIENTATION, 1) != 1:
@@ -97,7 +97,7 @@ def shrink(image: Image.Image, form: PhotoFormat) -> None:
         image.draft(None, (int(np.ceil(image.width * scale)), int(np.ceil(image.height * scale))))
 
 
-def formed(image: Image.Image, form: PhotoFormat) -> Image.Image:
+def fit_to_form(image: Image.Image, form: PhotoFormat) -> Image.Image:
     """Return an upright photo, resized and center-cropped to a format."""
     width, height = image.size
     if form.resize is None:
@@ -144,11 +144,11 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
             is_reduced = form.resize is None and crop is None
             if is_reduced:
                 shrink(opened, form)
-            image = upright(opened, form.channels)
+            image = turn_upright(opened, form.channels)
             if not is_reduced and [image.height, image.width] != size:
                 raise ValueError("it is turned by 90 degrees, and was not before")
             if whole is not None:
-                into(whole, formed(image, form))
+                into(whole, fit_to_form(image, form))
             if crop is not None and part is not None:
                 (top, left, height, width), mirrored = part
                 cut = image.crop((left, top, left + width, top + height))

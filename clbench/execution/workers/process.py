@@ -52,12 +52,12 @@ def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) 
         WorkerError: no worker could be started.
     """
     if plan.workers == 0:
-        in_process(todo, plan, listener)
+        run_in_process(todo, plan, listener)
     else:
         Pool(plan, listener, partial(Process, plan.start)).run(todo)
 
 
-def in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
+def run_in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) -> None:
     """Run trials in this process, one after the other, for debugging and notebooks."""
     checks, current = PreflightChecks(todo, listener), todo[0]
 
@@ -237,7 +237,7 @@ class Worker:
                 plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
                 origin = self.provenance.model_copy(update={"plugin": plugin})
                 failure = failure_of(error, group[0].trial, self.runner.registry)
-                return [protocol.failed(group[0], origin, started, failure)]
+                return [protocol.record_failure(group[0], origin, started, failure)]
             note = note_of_stack(len(group), error)
         # As in `run_stack`, the retry follows the block, because the traceback references the tensors of the stack.
         records = [record for planned in group for record in self._records([planned])]

@@ -128,7 +128,8 @@ REQUESTS: TypeAdapter[Any] = TypeAdapter(Request)
 EVENTS: TypeAdapter[Any] = TypeAdapter(Event)
 
 
-def failed(planned: PlannedTrial, provenance: Provenance, started: datetime.datetime, failure: Failure) -> Record:
+def record_failure(planned: PlannedTrial, provenance: Provenance, started: datetime.datetime,
+                   failure: Failure) -> Record:
     """Return the record of a trial that ended before it could create one itself."""
     return Record.model_validate({
         "key": planned.trial.key, "label": planned.label, "reference": planned.reference, "status": "failed",

@@ -49,7 +49,7 @@ def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) 
         ClbenchError: as `process.execute`.
     """
     folder = plan.start.artifacts.parent if plan.start.artifacts else None  # the run folder
-    with connected(plan.settings.address) as ray, tempfile.NamedTemporaryFile(dir=folder, prefix=MARK) as mark:
+    with connect(plan.settings.address) as ray, tempfile.NamedTemporaryFile(dir=folder, prefix=MARK) as mark:
         cluster = Cluster(ray, plan.start, Path(mark.name))
         workers = min(plan.workers, cluster.room()) if plan.shrink else plan.workers
         pool = Pool(replace(plan, workers=workers, shrink=False), listener, cluster.start, len(cluster.nodes()))
@@ -58,7 +58,7 @@ def execute(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Listener) 
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[Any]:
+def connect(address: str | None) -> Iterator[Any]:
     """Yield the connected Ray library; a connection made by the user's code is reused and left open.
 
     The default address is RAY_ADDRESS, or else Ray's default port on this machine.

@@ -11,10 +11,10 @@ from clbench.core.options import format_value, recipe_options
 from clbench.core.registry import installed
 from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
-from clbench.report.analysis.learning import far_below, steps_of_authors, still_falling, trains_heads_slowly
+from clbench.report.analysis.learning import falling_loss, low_learning, steps_of_authors, trains_heads_slowly
 from clbench.report.analysis.method_records import CHANCE, UNDERFIT, MethodRecords
 from clbench.report.decided import Facts
-from clbench.report.formatting import in_words, listed
+from clbench.report.formatting import as_ranges, join_names
 
 SEEDS = 5  # after one seed
 
@@ -61,7 +61,7 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
     command = _run_command(setting)
     if setting.until or command is None:
         return ""
-    command = _for_all_methods(command, setting)
+    command = _drop_methods_option(command, setting)
     if len(setting.seeds) == 1:
         return f"run more seeds: {shlex.join(_with(command, {'--seeds': str(SEEDS)}))}"
     if not any(count and count <= MOST for count in needed):
@@ -92,7 +92,7 @@ def _run_command(setting: Setting) -> list[str] | None:
     return [word for word in _with(words, {"--shard": None}) if word != "--rerun"]
 
 
-def _for_all_methods(command: Sequence[str], setting: Setting) -> list[str]:
+def _drop_methods_option(command: Sequence[str], setting: Setting) -> list[str]:
     """Return a command that runs all methods of a setting, whose records may come from several commands.
 
     An experiment file has all methods. Its command then has no `--methods`. Otherwise the methods are named with their
@@ -173,30 +173,31 @@ def _every(setting: Setting) -> Iterator[str]:
         yield (f"{_seeds(added_seeds)} {'was' if len(added_seeds) == 1 else 'were'} added after an interim analysis; "
                f"{assumption}.")
     if partial := [m.label for m in setting.methods if not m.complete]:
-        yield f"Not every seed gave a result: {in_words(partial, NAMES)}."
+        yield f"Not every seed gave a result: {join_names(partial, NAMES)}."
     for mark, words in ((CHANCE, "Not better than chance"), (UNDERFIT, "Underfit (the training loss stayed high)")):
         if marked := [m.label for m in methods if mark in m.cautions]:
-            yield f"{words}: {in_words(marked, NAMES)}."
-    if behind := [m.label for m in methods if far_below(m, setting.joint) is not None and UNDERFIT not in m.cautions]:
-        yield f"Underfit (20 or more points below joint training just after learning): {in_words(behind, NAMES)}."
+            yield f"{words}: {join_names(marked, NAMES)}."
+    if behind := [m.label for m in methods
+                  if low_learning(m, setting.joint) is not None and UNDERFIT not in m.cautions]:
+        yield f"Underfit (20 or more points below joint training just after learning): {join_names(behind, NAMES)}."
     if slow := [m.label for m in methods if trains_heads_slowly(m)]:
         yield ("One learning rate for pretrained backbone and new heads, which is probably too low for the heads (tune "
-               f"--head-lr, too): {in_words(slow, NAMES)}.")
+               f"--head-lr, too): {join_names(slow, NAMES)}.")
     if untuned := [m.label for m in setting.untuned]:
         tuned = sum(bool(m.searched) for m in candidates)
         other_methods = "the other method" if tuned == 1 else f"the other {tuned} methods"
-        yield f"Untuned, unlike {other_methods}: {in_words(untuned, NAMES)}." if tuned else "No method was tuned."
-    if falling := [m.label for m in methods if still_falling(m.done)]:
-        yield f"Not converged when a task's steps ended: {_among(falling, methods)}."
+        yield f"Untuned, unlike {other_methods}: {join_names(untuned, NAMES)}." if tuned else "No method was tuned."
+    if falling := [m.label for m in methods if falling_loss(m.done)]:
+        yield f"Not converged when a task's steps ended: {_name_labels(falling, methods)}."
     if setting.baseline is None:
         was_run = any(m.strategy == _fine_tuning() for m in setting.methods)
         missing = ("The fine-tuning baseline (naive) has no result" if was_run else
                    "There is no fine-tuning baseline (naive)")
         yield f"{missing}, so it is not known which methods prevent forgetting at all."
     if short := [m.label for m in methods if steps_of_authors(m)]:
-        yield f"Trained with less than a quarter of its authors' optimizer steps per task: {in_words(short, NAMES)}."
+        yield f"Trained with less than a quarter of its authors' optimizer steps per task: {join_names(short, NAMES)}."
     if storing := [m.label for m in candidates if stores_everything(m)]:
-        yield (f"{in_words(storing, NAMES)} {'store' if len(storing) > 1 else 'stores'} all training samples, so "
+        yield (f"{join_names(storing, NAMES)} {'store' if len(storing) > 1 else 'stores'} all training samples, so "
                "training is close to joint training.")
     yield from _mixtures(setting)
 
@@ -218,16 +219,16 @@ def _mixtures(setting: Setting) -> Iterator[str]:
         [(r.provenance.device, r.provenance.machine) for r in setting.records]))
     parts = [f"{count} {name}" for count, name in ((commits, "commits"), (machines, "machines")) if count > 1]
     if parts:
-        yield f"The records come from {in_words(parts, 2)}."
+        yield f"The records come from {join_names(parts, 2)}."
 
 
-def _among(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str:
+def _name_labels(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str:
     """Name some of the labels, or write `all except ...` if that is shorter."""
     other_labels = [m.label for m in methods if m.label not in labels]
     if len(labels) > NAMES and len(other_labels) < NAMES:
-        return f"all except {in_words(other_labels, NAMES)}" if other_labels else "all methods"
-    return in_words(labels, NAMES)
+        return f"all except {join_names(other_labels, NAMES)}" if other_labels else "all methods"
+    return join_names(labels, NAMES)
 
 
 def _seeds(seeds: list[int]) -> str:
-    return f"{'Seed' if len(seeds) == 1 else 'Seeds'} {listed(seeds)}"
+    return f"{'Seed' if len(seeds) == 1 else 'Seeds'} {as_ranges(seeds)}"

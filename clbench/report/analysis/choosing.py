@@ -1,6 +1,6 @@
 """Choose a method under constraints on counted costs. Allowed methods are ranked, and each constraint has a price.
 
-`choosable` computes all possible outcomes, so that the HTML page can choose as `choose` does.
+`find_choosable` computes all possible outcomes, so that the HTML page can choose as `choose` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clbench.report.formatting import number
 from clbench.results.paired import MOST_SEEDS
 
 
-def choosable(setting: Setting, everything: Family | None = None) -> Choosable | None:
+def find_choosable(setting: Setting, everything: Family | None = None) -> Choosable | None:
     """Return the methods of a setting that can be chosen, or None if there are fewer than two.
 
     The chosen method is the best one that the constraints allow. So of each pair, only the method with the higher mean
@@ -37,7 +37,7 @@ def choosable(setting: Setting, everything: Family | None = None) -> Choosable |
         return None
     intervals = {label: setting.interval(setting.final, label) for label in finals}
     amounts = {kind.name: values_of(setting, kind) for kind in KINDS}
-    known_tests = everything if _same(everything, [*finals]) else None
+    known_tests = everything if _compares(everything, [*finals]) else None
     tests = known_tests or setting.tests(setting.final, finals)
     # Of equal methods, the first leads, as in `leader`. Methods that a rule dropped come after all others.
     order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(intervals[label].mean)))
@@ -62,7 +62,7 @@ def _finals(setting: Setting) -> dict[str, dict[int, float]]:
     return {label: by_seed for label, by_seed in setting.compared(setting.final).items() if label in setting.eligible}
 
 
-def _same(tests: Family | None, labels: Sequence[str]) -> bool:
+def _compares(tests: Family | None, labels: Sequence[str]) -> bool:
     """Return whether the tests compare exactly these methods."""
     return tests is not None and {*labels} == {p.first for p in tests.pairs} | {p.second for p in tests.pairs}
 

@@ -51,20 +51,20 @@ def parts_of(counts: ErrorCounts) -> dict[str, float]:
             UNGUIDED: -part(counts.only_unguided)}
 
 
-def last(record: Record) -> ErrorCounts | None:
+def read_last_counts(record: Record) -> ErrorCounts | None:
     """Return the counts of the last row, or None if the record has none."""
     return record.errors[-1] if record.errors and record.errors[-1].learned == len(record.R) - 1 else None
 
 
 def _part(name: str) -> Callable[[Record, Record | None], float | None]:
-    return lambda record, _: parts_of(counts).get(name) if (counts := last(record)) else None
+    return lambda record, _: parts_of(counts).get(name) if (counts := read_last_counts(record)) else None
 
 
-def _lost(record: Record, _: Record | None) -> float | None:
-    return 1 - share(counts.right, counts.samples) if (counts := last(record)) else None
+def _read_lost(record: Record, _: Record | None) -> float | None:
+    return 1 - share(counts.right, counts.samples) if (counts := read_last_counts(record)) else None
 
 
-def _probed(of: Callable[[Probe], Sequence[int]]) -> Callable[[Record, Record | None], float | None]:
+def _probe_reader(of: Callable[[Probe], Sequence[int]]) -> Callable[[Record, Record | None], float | None]:
     def value(record: Record, _: Record | None) -> float | None:
         if record.probe is None or record.stream is None or not of(record.probe):
             return None
@@ -81,19 +81,19 @@ def measures(setting: Setting) -> list[Measure]:
 
     nonzero_parts: set[str] = set()
     for record in setting.records:
-        counts = last(record)
+        counts = read_last_counts(record)
         if counts:
             nonzero_parts |= {name for name, part in parts_of(counts).items() if part}
-    end, before = _probed(lambda probe: probe.end), _probed(lambda probe: probe.learned)
+    end, before = _probe_reader(lambda probe: probe.end), _probe_reader(lambda probe: probe.learned)
 
     def drift(record: Record, joint: Record | None) -> float | None:
         learned_value, end_value = before(record, joint), end(record, joint)
         return None if learned_value is None or end_value is None else learned_value - end_value
 
-    return [column(LOST, "points", _lost),
+    return [column(LOST, "points", _read_lost),
             *(column(name, "points", _part(name), HEADINGS[name]) for name in PARTS
               if name in nonzero_parts or name not in RARE),
-            column(PROBE, "percent", _probed(lambda probe: probe.together)),
+            column(PROBE, "percent", _probe_reader(lambda probe: probe.together)),
             column("probe in its task", "percent", end, "probe within the task"),
             column("drift", "points", drift, "representation drift")]
 
@@ -112,13 +112,13 @@ class Means:
     @classmethod
     def of(cls, method: MethodRecords) -> Means | None:
         """Return the means of a method, or None if some seed has no counts or seeds differ in their parts."""
-        last_counts = [counts for r in method.done if (counts := last(r))]
+        last_counts = [counts for r in method.done if (counts := read_last_counts(r))]
         kinds = {tuple(parts_of(counts)) for counts in last_counts}
         if len(last_counts) != len(method.done) or len(kinds) != 1:
             return None
 
         def mean(counts_of: Callable[[Probe], Sequence[int]]) -> float | None:
-            values = [_probed(counts_of)(r, None) for r in method.done]
+            values = [_probe_reader(counts_of)(r, None) for r in method.done]
             known_values = [value for value in values if value is not None]
             return fmean(known_values) if len(known_values) == len(values) else None
 
@@ -157,7 +157,7 @@ def _largest_part(means: Means) -> tuple[str, str]:
     between = means.lost - within
     loses = f"loses {points(means.lost)} points"
     if within >= between:
-        return f"{loses}, {points(within)} of them even if the task is given", _within(means)
+        return f"{loses}, {points(within)} of them even if the task is given", _advise_within(means)
     if MISGUIDED in parts:
         if parts[MISGUIDED] < parts[OUTDONE]:
             return (f"{loses}, {points(parts[OUTDONE])} of them to outputs of other tasks although the task was "
@@ -167,10 +167,10 @@ def _largest_part(means: Means) -> tuple[str, str]:
     bias = parts[BIAS]
     bias_share = f"{points(bias)} by task-recency bias" if bias >= FEW else "none by task-recency bias"
     return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({bias_share})",
-            _between(means))
+            _advise_between(means))
 
 
-def _within(means: Means) -> str:
+def _advise_within(means: Means) -> str:
     """Suggest how to reduce the within-task error."""
     within = means.parts[WITHIN]
     if means.probe_within is None:
@@ -185,7 +185,7 @@ def _within(means: Means) -> str:
     return "Try to learn each task better, with more steps or another model"
 
 
-def _between(means: Means) -> str:
+def _advise_between(means: Means) -> str:
     """Suggest how to reduce the confusion of tasks."""
     confused, bias = means.lost - means.parts[WITHIN], means.parts[BIAS]
     replay = "more replay" if means.replays else "replay"
@@ -203,11 +203,11 @@ def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> li
     """Return a table for each method with the share of each task's samples that are assigned to each task."""
     tables = []
     for method in methods:
-        last_counts = [counts for r in method.done if (counts := last(r))]
+        last_counts = [counts for r in method.done if (counts := read_last_counts(r))]
         if not last_counts or len({len(counts.samples) for counts in last_counts}) != 1 or Means.of(method) is None:
             continue
         tasks = len(last_counts[0].samples)
-        names = [_named(i, named) for i in range(tasks)]
+        names = [_label_task(i, named) for i in range(tasks)]
         rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in last_counts])
                                          for j in range(tasks))) for i in range(tasks))
         kind = "task of the winning output" if last_counts[0].corrected else "inferred task"
@@ -220,7 +220,7 @@ def _shared(values: Sequence[float]) -> Cell:
     return Cell(number(fmean(values), "percent"), fmean(values), n=len(values), values=tuple(values))
 
 
-def _named(index: int, named: NamedTasks | None) -> str:
+def _label_task(index: int, named: NamedTasks | None) -> str:
     """Return the label of a task, with the names of its classes if all seeds have the same."""
     if named is None or named.seed is not None:
         return f"task {index + 1}"

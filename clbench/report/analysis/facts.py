@@ -28,11 +28,11 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
     ordered = dict(sorted(means.items(), key=lambda item: setting.metric.rank(item[1])))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
                  _best(setting, everything or setting.tests(setting.final, setting.compared(setting.final))),
-                 _against(setting, baseline or setting.baseline), _against(setting, setting.upper), _fronts(setting),
-                 setting.until, setting.cautions)
+                 _compare_to(setting, baseline or setting.baseline), _compare_to(setting, setting.upper),
+                 _fronts(setting), setting.until, setting.cautions)
 
 
-def _against(setting: Setting, other: str | None) -> Compared | None:
+def _compare_to(setting: Setting, other: str | None) -> Compared | None:
     if other is None:
         return None
     values = setting.compared(setting.final, [other])
@@ -115,7 +115,7 @@ def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
     return fronts
 
 
-def leading(verdicts: Facts, count: int, costs: Collection[str]) -> set[str]:
+def choose_leading(verdicts: Facts, count: int, costs: Collection[str]) -> set[str]:
     """Return the methods that a figure of many methods shows.
 
     They are the `count` best methods, the Pareto fronts of some costs, the baseline and joint training.

@@ -153,7 +153,7 @@ class Setting:
         """Return the marks `MethodRecords.cautions` of the methods that have any, by label."""
         return {m.label: m.cautions for m in self.methods if m.cautions}
 
-    def marked(self, label: str) -> str:
+    def mark_label(self, label: str) -> str:
         """Return a method's label with the marks that caution against it."""
         return f"{label} {self.cautions.get(label, '')}".strip()
 
@@ -225,14 +225,14 @@ class Setting:
         return {m.label for m in self.methods if m.complete and not m.reference}
 
 
-def by_setting(records: Sequence[Record]) -> list[Setting]:
+def group_by_setting(records: Sequence[Record]) -> list[Setting]:
     """Return the settings of records in the order in which they appear, each with a distinct title.
 
     Raises:
         StoreError: there are no records, or one trial has two records that disagree.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in _distinct(records):
+    for record in _drop_duplicates(records):
         groups.setdefault(record.trial.environment, []).append(record)
     if not groups:
         raise StoreError("no records to report; run an experiment first (clbench run --methods lora,ewc)")
@@ -249,7 +249,7 @@ def _setting(title: str, records: Sequence[Record]) -> Setting:
     return Setting(title, seeds, tuple(_methods(records, seeds)), tuple(records))
 
 
-def _distinct(records: Iterable[Record]) -> list[Record]:
+def _drop_duplicates(records: Iterable[Record]) -> list[Record]:
     """Return one record of each trial."""
     by_key: dict[str, Record] = {}
     for record in records:

@@ -9,7 +9,7 @@ from clbench.report.analysis.families import NEAR, SAME
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import BYTES, COMPUTE, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Against, Compared, Facts
-from clbench.report.formatting import difference_unit, in_words, named, number, signed
+from clbench.report.formatting import difference_unit, join_names, list_names, number, signed
 from clbench.report.model import Cell, Column, Unit
 from clbench.results.paired import MOST_SEEDS
 
@@ -81,14 +81,14 @@ def _answer(setting: Setting, facts: Facts) -> str:
     methods = [label for label in facts.accuracy if label not in facts.references]
     best = facts.best
     if best is None:
-        return _unranked(setting, facts, methods)
+        return _describe_unranked(setting, facts, methods)
     other_labels = [*best.beaten, *best.equal, *best.untested, *best.open, *best.exceeding, *best.dropped]
     leader = _with_value(setting, facts, best.method)
     incomplete = [label for label in (*best.open, *best.exceeding) if label not in setting.eligible]
     leads = "leads" if all(setting.metric.gain(facts.accuracy[best.method], facts.accuracy[label]) <= 0
                            for label in incomplete) else "leads the methods with all seeds"
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
-    sentences = [f"{verb} {in_words(labels, NAMES)} {why}" for labels, verb, why in (
+    sentences = [f"{verb} {join_names(labels, NAMES)} {why}" for labels, verb, why in (
         ([label for label in best.equal if label in setting.eligible], "It equals", "on every seed."),
         ([label for label in best.equal if label not in setting.eligible], "It equals", "on shared seeds."),
         *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
@@ -99,7 +99,7 @@ def _answer(setting: Setting, facts: Facts) -> str:
         if not best.beaten:
             return " ".join([f"{leader} {leads}.", *sentences])
         beaten = (_with_value(setting, facts, best.beaten[0]) if len(other_labels) == 1
-                  else _of_others(len(best.beaten), len(other_labels), facts, best.beaten))
+                  else _describe_others(len(best.beaten), len(other_labels), facts, best.beaten))
         return " ".join([f"{leader} is significantly better than {beaten}.", *sentences])
     needed = _needed(setting, facts, several=len(other_labels) > 1)
     if len(other_labels) == 1:
@@ -114,36 +114,36 @@ def _answer(setting: Setting, facts: Facts) -> str:
         return " ".join([f"{leader} {verb}{needed}.", *sentences])
     verb = "is" if len(best.open) == 1 else "are"
     return " ".join([f"{leader} {leads}; it is significantly better than "
-                     f"{_of_others(len(best.beaten), len(other_labels), facts, best.beaten)}. "
+                     f"{_describe_others(len(best.beaten), len(other_labels), facts, best.beaten)}. "
                      f"{_open_names(setting, best.open)} {verb} not significantly worse{needed}.", *sentences])
 
 
-def _unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -> str:
+def _describe_unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -> str:
     """Name the methods of a setting in which fewer than two have a result for every seed. `methods` have some."""
     if len(methods) < 2:
         return "".join(f"{label} {_value(setting, facts, label)}." for label in methods)
     complete, partial = ([_with_value(setting, facts, label) for label in methods
                           if (label in setting.eligible) == flag] for flag in (True, False))
     if not complete:
-        return f"No method has a result for every seed: {in_words(partial, NAMES)}."
+        return f"No method has a result for every seed: {join_names(partial, NAMES)}."
     verb = "do" if len(partial) > 1 else "does"
-    return f"Only {complete[0]} has a result for every seed; {in_words(partial, NAMES)} {verb} not."
+    return f"Only {complete[0]} has a result for every seed; {join_names(partial, NAMES)} {verb} not."
 
 
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
     """Name the methods that are not significantly worse. Untuned methods are marked if other methods were tuned."""
     methods = {m.label: m for m in setting.methods}
     some_tuned = any(m.searched for m in setting.methods)
-    return in_words([f"{label} (untuned)" if some_tuned and not methods[label].searched else label
-                     for label in labels], NAMES)
+    return join_names([f"{label} (untuned)" if some_tuned and not methods[label].searched else label
+                       for label in labels], NAMES)
 
 
-def _of_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> str:
+def _describe_others(count: int, others: int, facts: Facts, labels: Sequence[str]) -> str:
     """Return the number of other methods, with the caution marks of some of them."""
     words = f"{count} of {others} other methods" if count < others else (
         "all other methods" if count > 2 else "both other methods")
     marked = [f"{label} {facts.cautions[label]}" for label in labels if label in facts.cautions]
-    return f"{words}, including {in_words(marked, NAMES)}" if marked else words
+    return f"{words}, including {join_names(marked, NAMES)}" if marked else words
 
 
 def _needed(setting: Setting, facts: Facts, several: bool) -> str:
@@ -170,7 +170,7 @@ def _references(setting: Setting, facts: Facts) -> str:
     compared = [c.other for c in reversed(facts.compared) if c.other in facts.references]
     other_references = [label for label in facts.accuracy if label in facts.references and label not in compared]
     values = [f"{label} {_value(setting, facts, label)}" for label in [*compared, *other_references]]
-    text = f"References: {in_words(values, REFERENCES)}."
+    text = f"References: {join_names(values, REFERENCES)}."
     baseline = facts.baseline
     if baseline and len(baseline.pairs) > 1:
         better, worse, total = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
@@ -209,8 +209,8 @@ def _cost(setting: Setting, facts: Facts) -> str:
         worse = [text for cheaper, text in differences if not cheaper]
         if better or (leader_stores and worse):
             advantages = [*(["stores no samples"] if leader_stores else []), *better]
-            drawback_clause = f", but {in_words(worse, NAMES)}" if worse else ""
-            return (f"Compared with {leader}, {_with_value(setting, facts, label)} {in_words(advantages, NAMES + 1)}"
+            drawback_clause = f", but {join_names(worse, NAMES)}" if worse else ""
+            return (f"Compared with {leader}, {_with_value(setting, facts, label)} {join_names(advantages, NAMES + 1)}"
                     f"{drawback_clause}.")
     return ""
 
@@ -268,7 +268,8 @@ def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
             costs.setdefault(labels, []).append(measures[title].column.name + _without_zeros(setting, measures[title]))
     for labels, titles in list(costs.items())[:FRONTS]:
         descriptions = [_with_value(setting, facts, label) for label in labels]
-        yield f"between {setting.metric.label} and {in_words(titles, len(titles))}: {named(descriptions, NAMES)}."
+        words = join_names(titles, len(titles))
+        yield f"between {setting.metric.label} and {words}: {list_names(descriptions, NAMES)}."
 
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:

@@ -9,8 +9,8 @@ from statistics import fmean
 from clbench.core.pretrained import STARTS_UNTRAINED
 from clbench.core.registry import installed
 from clbench.experiment.trial import has_slow_heads
-from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit
-from clbench.report.formatting import clean, in_words
+from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit_share
+from clbench.report.formatting import clean, join_names
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.curve import gaps
 from clbench.results.metrics import learning_accuracy
@@ -58,30 +58,30 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
         joint: the record of joint training for each seed that has one.
     """
     if high := [f"{m.label} ({f'{100 * share:.0f}%' if share < 10 else 'more than 1,000%'})"
-                for m in methods if (share := underfit(m.done)) is not None]:
+                for m in methods if (share := underfit_share(m.done)) is not None]:
         yield (f"Underfit: the training loss at the end of a task was above {100 * UNDERFIT_LOSS:.0f}% of the loss of "
-               f"guessing: {in_words(high)}. Give these rows more steps (--epochs, --iterations) or another learning "
+               f"guessing: {join_names(high)}. Give these rows more steps (--epochs, --iterations) or another learning "
                "rate (--lr) before comparing them")
     falling = [f"{m.label} ({losses[0]:.2f} to {losses[1]:.2f})" for m in methods
-               if (losses := still_falling(m.done)) is not None]
+               if (losses := falling_loss(m.done)) is not None]
     if falling:
         yield ("Not converged: the training loss was still falling when a task's steps ended. In parentheses "
                "are the mean losses of the second-to-last and of the last tenth of the steps: "
-               f"{in_words(falling)}. More steps (--epochs, --iterations) would change these rows")
+               f"{join_names(falling)}. More steps (--epochs, --iterations) would change these rows")
     if slow := [m.label for m in methods if trains_heads_slowly(m)]:
         yield ("One learning rate for a pretrained backbone and new heads: a step of Adam moves a weight by about the "
                "learning rate, which is low here, as the backbone needs it. The backbone then adapts to heads that are "
-               f"nearly random: {in_words(slow)}. Tune --head-lr, too, before comparing these rows with others")
-    behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := far_below(m, joint)) is not None]
+               f"nearly random: {join_names(slow)}. Tune --head-lr, too, before comparing these rows with others")
+    behind = [f"{m.label} ({mean:.1f})" for m in methods if (mean := low_learning(m, joint)) is not None]
     if behind:
         best = 100 * fmean(learning_accuracy(r.R) for r in joint.values())
         label = metric_of(next(iter(joint.values()))).label
         yield (f"Underfit: just after a task was learned, its {label} is {FAR:.0f} or more points below that of joint "
-               f"training at the same time ({best:.1f}%, mean over tasks), on every seed: {in_words(behind)}. A method "
-               f"cannot forget what it has not learned, so read forgetting together with {label}")
+               f"training at the same time ({best:.1f}%, mean over tasks), on every seed: {join_names(behind)}. A "
+               f"method cannot forget what it has not learned, so read forgetting together with {label}")
     if short := [f"{m.label} ({steps:,})" for m in methods if (steps := steps_of_authors(m))]:
         yield ("Short of the authors' budget: methods took less than a quarter of the optimizer steps per task that "
-               f"their authors take (in parentheses): {in_words(short)}. Do not expect their published accuracy")
+               f"their authors take (in parentheses): {join_names(short)}. Do not expect their published accuracy")
 
 
 def steps_of_authors(method: MethodRecords) -> int:
@@ -106,7 +106,7 @@ def trains_heads_slowly(method: MethodRecords) -> bool:
         and has_slow_heads(r.trial, r.costs.trainable, r.costs.parameters, r.costs.steps) for r in method.done)
 
 
-def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
+def falling_loss(records: Sequence[Record]) -> tuple[float, float] | None:
     """Return the mean losses of the last two tenths of the steps, or None if the loss does not fall enough to matter.
 
     Means are over all tasks and seeds with recorded losses. They must fall by `FALL` and by `SHARE`, and the loss must
@@ -122,7 +122,7 @@ def still_falling(records: Sequence[Record]) -> tuple[float, float] | None:
     return (before, last) if is_enough else None
 
 
-def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
+def low_learning(method: MethodRecords, joint: Mapping[int, Record]) -> float | None:
     """Return a method's learning accuracy (%) if it is `FAR` below joint training's on every seed, else None.
 
     Return None for a metric that is no percentage, for references, and if all tasks share one test set. Return None
@@ -143,7 +143,7 @@ def far_below(method: MethodRecords, joint: Mapping[int, Record]) -> float | Non
     return fmean(accuracies.values()) if is_far else None
 
 
-def answers(methods: Sequence[MethodRecords]) -> tuple[Table, ...]:
+def build_answers(methods: Sequence[MethodRecords]) -> tuple[Table, ...]:
     """Return the table of answers from the first seed of each method, or nothing if no record has answers."""
     rows = []
     for method in methods:
@@ -155,11 +155,12 @@ def answers(methods: Sequence[MethodRecords]) -> tuple[Table, ...]:
             answer = next((answer for answer in record.answers if answer.task == task), None)
             if answer is not None:
                 texts = (name, answer.prompt, answer.response, answer.learned, answer.end)
-                rows.append(Row(method.label, tuple(Cell(_shown(text)) for text in texts), reference=method.reference))
+                cells = tuple(Cell(_shorten(text)) for text in texts)
+                rows.append(Row(method.label, cells, reference=method.reference))
     return (Table(ANSWERS, tuple(Column(title, "text") for title in ANSWER_COLUMNS), tuple(rows)),) if rows else ()
 
 
-def _shown(text: str) -> str:
+def _shorten(text: str) -> str:
     """Return a text on one line. The middle of a long text is left out."""
     line = clean(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST // 2]} ... {line[-LONGEST // 2:]}"

@@ -15,7 +15,7 @@ from statistics import fmean, median
 from clbench.core.objective import METRICS
 from clbench.core.scenario import Outputs, scenario_rules
 from clbench.experiment.search import Searched
-from clbench.report.formatting import clean, options_of, plain
+from clbench.report.formatting import clean, options_of, to_plain
 from clbench.report.model import Result
 from clbench.results.items import wilson_interval
 from clbench.results.metrics import acc, learning_accuracy
@@ -48,7 +48,7 @@ UNDERFIT_LOSS = 0.6  # share of the chance loss
 LEARNED = 0.6  # accuracy just after a task, as a share of the way from guessing to 100%
 
 
-def underfit(records: Sequence[Record]) -> float | None:
+def underfit_share(records: Sequence[Record]) -> float | None:
     """Return the mean share of the chance loss that is left after training if it is above `UNDERFIT_LOSS`, else None.
 
     See `loss_share`. The threshold of 0.6 comes from the 296 rows in `reports/` whose records have last losses. Of
@@ -71,9 +71,9 @@ def underfit(records: Sequence[Record]) -> float | None:
 def has_learned(record: Record) -> bool:
     """Return whether the mean accuracy on each task just after it is above `LEARNED` of the way from guessing to 100%.
 
-    Return False for a metric that is not a share of test samples, and where `chance` is not known.
+    Return False for a metric that is not a share of test samples, and where `chance_level` is not known.
     """
-    guessing = chance(record, after_each=True) if metric_of(record).is_share else None
+    guessing = chance_level(record, after_each=True) if metric_of(record).is_share else None
     return guessing is not None and guessing < 1 and learning_accuracy(record.R) > guessing + LEARNED * (1 - guessing)
 
 
@@ -125,7 +125,7 @@ def test_set_interval(records: Sequence[Record]) -> tuple[float, float] | None:
     return wilson_interval(fmean(acc(r.R) for r in records), samples) if samples else None
 
 
-def chance(record: Record, after_each: bool = False) -> float | None:
+def chance_level(record: Record, after_each: bool = False) -> float | None:
     """Return the ACC of guessing: the mean over tasks of 1 / n, if a prediction is chosen among n classes.
 
     With `after_each`, each task is tested just after it, when fewer classes may compete.
@@ -140,9 +140,9 @@ def chance(record: Record, after_each: bool = False) -> float | None:
                  for index in range(len(tasks)))
 
 
-def at_chance(records: Sequence[Record]) -> bool:
+def is_at_chance(records: Sequence[Record]) -> bool:
     """Return whether the mean ACC is no better than chance: its test-set interval contains chance or is below it."""
-    levels = [level for r in records if (level := chance(r)) is not None]
+    levels = [level for r in records if (level := chance_level(r)) is not None]
     interval = test_set_interval(records) if levels else None
     return interval is not None and max(levels) < 1 and interval[0] <= max(levels)
 
@@ -150,10 +150,10 @@ def at_chance(records: Sequence[Record]) -> bool:
 def same_on_every_seed(records: Sequence[Record]) -> bool:
     """Return whether two or more seeds have the same accuracies on every task, so that seeds are no evidence."""
     final_rows = [r.R[-1] for r in records]
-    return len(final_rows) > 1 and all(_equal(final_rows[0], row) for row in final_rows)
+    return len(final_rows) > 1 and all(_are_equal(final_rows[0], row) for row in final_rows)
 
 
-def _equal(first: Sequence[float], second: Sequence[float]) -> bool:
+def _are_equal(first: Sequence[float], second: Sequence[float]) -> bool:
     """Return whether two rows of accuracies differ by no more than rounding errors."""
     return all(abs(a - b) <= ROUNDING for a, b in zip(first, second, strict=False))
 
@@ -214,7 +214,7 @@ class MethodRecords:
     @cached_property
     def cautions(self) -> str:
         """Return the caution marks that must accompany the statement that the method is worse than another."""
-        return (UNDERFIT if underfit(self.done) else "") + (CHANCE if at_chance(self.done) else "")
+        return (UNDERFIT if underfit_share(self.done) else "") + (CHANCE if is_at_chance(self.done) else "")
 
     @property
     def stale(self) -> dict[str, list[int]]:
@@ -280,7 +280,7 @@ class MethodRecords:
             parameters=tuple(tuple(sum(roles.values()) for roles in r.costs.parameters) for r in done),
             bytes=tuple(tuple(sum(roles.values()) for roles in r.costs.bytes) for r in done),
             curves=tuple(r.curve for r in done if r.curve),
-            options=tuple((name, plain(value)) for name, value in options_of(self.records[0].trial).items()),
+            options=tuple((name, to_plain(value)) for name, value in options_of(self.records[0].trial).items()),
             seconds=tuple(sum(r.timings.train) + sum(r.timings.consolidate) for r in done),
             task_names=names_of_tasks(done), common_test=any(r.common_test for r in done),
             scores={name: tuple(tuple(map(tuple, r.scores[name])) for r in done)

@@ -38,7 +38,7 @@ def titles(records: Sequence[Record | PlannedTrial]) -> list[str]:
         record_facts = facts(record)
         differing_parts = [part for part in dict.fromkeys(chain.from_iterable(group_facts))
                            if any(other_facts.get(part) != record_facts.get(part) for other_facts in group_facts)]
-        words = [f"{part.rpartition('.')[2].replace('_', ' ')} {written(record_facts.get(part))}"
+        words = [f"{part.rpartition('.')[2].replace('_', ' ')} {format_part(record_facts.get(part))}"
                  for part in differing_parts[:MOST]]
         distinct_titles.append(clean(", ".join([name, *words])) if len(group_facts) > 1 else name)
     return [f"{title} ({i} of {len(distinct_titles)})" if distinct_titles.count(title) > 1 else title
@@ -68,7 +68,7 @@ def facts(record: Record | PlannedTrial) -> dict[str, Any]:
     return flat(trial)
 
 
-def written(value: Any) -> str:
+def format_part(value: Any) -> str:
     """Format a value for a title. It is `none` if the setting has no such part."""
     return "none" if value is None else format_value(value)
 
@@ -88,18 +88,18 @@ class NamedTasks:
     @property
     def hints(self) -> tuple[str, ...]:
         """Return the class names of each task, cut if there are many. Return nothing if seeds differ in them."""
-        return tuple(_some(names, POINTED_AT) for names in self.tasks) if self.seed is None else ()
+        return tuple(_format_some(names, POINTED_AT) for names in self.tasks) if self.seed is None else ()
 
     @property
     def settings(self) -> tuple[str, str]:
         """Return the entry of the settings table with all names."""
-        return self._kind, "; ".join(self._in_words(None))
+        return self._kind, "; ".join(self._describe(None))
 
     @property
     def note(self) -> str:
         """Return a note with the names of all tasks, cut to about `LONGEST` characters."""
         for limit in (None, *LEFT):
-            parts = self._in_words(limit)
+            parts = self._describe(limit)
             if sum(map(len, parts)) <= LONGEST:
                 break
         shown_parts = [part for i, part in enumerate(parts) if not i or sum(map(len, parts[:i + 1])) <= LONGEST]
@@ -112,14 +112,14 @@ class NamedTasks:
     def _kind(self) -> str:
         return "classes" if self.seed is None else f"classes of seed {self.seed} (other seeds have another order)"
 
-    def _in_words(self, most: int | None) -> list[str]:
+    def _describe(self, most: int | None) -> list[str]:
         """Return a text with at most `most` names for each task, or a single text if all have the same names."""
         if len(self.tasks) > 1 and len(set(self.tasks)) == 1:
-            return [f"in every task {_some(self.tasks[0], most)}"]
-        return [f"task {i} {_some(names, most)}" for i, names in enumerate(self.tasks, start=1)]
+            return [f"in every task {_format_some(self.tasks[0], most)}"]
+        return [f"task {i} {_format_some(names, most)}" for i, names in enumerate(self.tasks, start=1)]
 
 
-def _some(names: Sequence[str], most: int | None) -> str:
+def _format_some(names: Sequence[str], most: int | None) -> str:
     """Return at most `most` names as text, with the number of the names left out."""
     if most is None or len(names) <= most + 1:  # "and 1 more" is no shorter than a name
         return ", ".join(names)

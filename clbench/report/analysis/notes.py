@@ -13,7 +13,7 @@ from clbench.experiment.recipe import DECAY, OPTIMIZER_TITLES, Recipe
 from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.method_records import same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import NONE, clean, in_words, listed, named, number, unit_of
+from clbench.report.formatting import NONE, as_ranges, clean, join_names, list_names, number, unit_of
 from clbench.results.metrics import acc
 from clbench.results.provenance import commit_of, results_by_commit
 from clbench.results.records import Record, StreamFacts, metrics_of
@@ -46,7 +46,7 @@ def describe_common_test(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _seeds(seeds: set[int]) -> str:
-    return f"Seed{'s' * (len(seeds) > 1)} {listed(sorted(seeds))}"
+    return f"Seed{'s' * (len(seeds) > 1)} {as_ranges(sorted(seeds))}"
 
 
 Pairs = tuple[tuple[str, str], ...]
@@ -101,7 +101,7 @@ def title(record: Record | PlannedTrial) -> str:
                  + (f", {trial.arrival}" if str(trial.arrival) else "") + (", validation" if trial.validation else ""))
 
 
-def held_out(trial: Trial) -> str:
+def describe_validation(trial: Trial) -> str:
     """Describe on which samples a trial with a validation split measures accuracies."""
     return f"{100 * trial.validation:g}% of the training samples, held out (validation; not the test set)"
 
@@ -130,7 +130,7 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
               + (f", {chosen.schedule} schedule" if chosen.schedule != "constant" else "")
               + (f", {chosen.precision}" if chosen.precision != "fp32" else "")),
              ("budget", _budget(chosen, trial.arrival)),
-             ("seeds", listed(list(seeds)))]
+             ("seeds", as_ranges(list(seeds)))]
     stream = next((r.stream for r in records if r.stream), None)
     metric = metrics_of(records)[0]
     if stream:
@@ -141,7 +141,7 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     if str(trial.arrival):
         pairs.append(("arrival of samples", str(trial.arrival)))
     if trial.validation:
-        pairs.append((f"{metric.label} on", held_out(trial)))
+        pairs.append((f"{metric.label} on", describe_validation(trial)))
     if stream and not any(stream.classes):
         pairs.append(("metrics", "; ".join(describe_metric(m) for m in objective_of(metric).metrics)))
     return tuple((name, clean(value)) for name, value in pairs)
@@ -157,7 +157,7 @@ def _kinds(stream: StreamFacts) -> str:
     """Return the number of classes of each task, or the names of tasks without classes."""
     if any(stream.classes):
         return f"with {_spread(map(len, stream.classes))} classes"
-    return f"({named(stream.task_names)})" if stream.task_names else "without classes"
+    return f"({list_names(stream.task_names)})" if stream.task_names else "without classes"
 
 
 def _size(trial: Trial) -> str:
@@ -178,13 +178,13 @@ def settings(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     trial = records[0].trial
     pairs = [("benchmark", clean(trial.benchmark)), ("scenario", trial.scenario), ("model", clean(trial.model)),
              ("pretrained weights", weights(trial.weights)), ("recipe", recipe(trial.recipe, trial.arrival)),
-             ("seeds", listed(list(seeds)))]
+             ("seeds", as_ranges(list(seeds)))]
     if trial.preprocessing:
         pairs.insert(4, ("trained with inputs", str(trial.preprocessing)))
     if str(trial.arrival):
         pairs.append(("arrival of training samples", f"{trial.arrival} (docs/task-free-streams.md)"))
     if trial.validation:
-        pairs.append((f"{metrics_of(records)[0].plural} on", held_out(trial)))
+        pairs.append((f"{metrics_of(records)[0].plural} on", describe_validation(trial)))
     stream = next((r.stream for r in records if r.stream), None)
     if stream:
         kinds = f", {_kinds(stream)} each" if any(stream.classes) else f": {', '.join(stream.task_names)}"
@@ -271,7 +271,7 @@ def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
             ends = " to ".join(number(end, unit) for end in interval or ())
             by_sample_count.setdefault(samples if interval else 0, []).append(
                 f"{label} {number(acc(method_records[0].R), unit)}" + (f" ({ends})" if ends else ""))
-    return [f"Every seed gave the same result: {in_words(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
+    return [f"Every seed gave the same result: {join_names(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
             "precision, and these methods are not tested against each other"
             + (f". In parentheses is the 95% interval (Wilson) that {samples:,} test samples allow" if samples else "")
             for samples, rows in by_sample_count.items()]

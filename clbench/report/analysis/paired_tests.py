@@ -11,7 +11,7 @@ from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import CHANCE, MARKS, UNDERFIT
 from clbench.report.columns import Measure
-from clbench.report.formatting import NONE, difference_unit, in_words, interval, number
+from clbench.report.formatting import NONE, difference_unit, interval, join_names, number
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.paired import Test
 from clbench.results.stats import ALPHA, EXACT_TO, effect_size
@@ -23,10 +23,10 @@ def searches(setting: Setting, labels: Iterable[str]) -> str:
     candidate_counts = {label: search.candidates for label, search in search_of.items() if search}
     if not candidate_counts or (len(candidate_counts) == len(search_of) and len(set(candidate_counts.values())) == 1):
         return ""
-    untuned_labels = [label for label in search_of if label not in candidate_counts]
-    words = in_words([f"{label} ({number} candidates)" for label, number in candidate_counts.items()])
-    contrast = (f"{in_words(untuned_labels)} {'was' if len(untuned_labels) == 1 else 'were'} not, so" if untuned_labels
-                else "with different numbers of candidates, so")
+    untuned = [label for label in search_of if label not in candidate_counts]
+    words = join_names([f"{label} ({number} candidates)" for label, number in candidate_counts.items()])
+    contrast = (f"{join_names(untuned)} {'was' if len(untuned) == 1 else 'were'} not, so" if untuned else
+                "with different numbers of candidates, so")
     return f"Tuned on validation samples: {words}; {contrast} differences may reflect the tuning"
 
 
@@ -104,7 +104,7 @@ def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: S
     return f"{winner} is significantly better {mark}".strip()
 
 
-def undecided(tests: Family) -> str | None:
+def explain_untested(tests: Family) -> str | None:
     """Explain why no pair can be tested (one seed, or equal results on all seeds). Return None if some pair can."""
     if any(pair.decidable for pair in tests.pairs):
         return None
@@ -171,7 +171,7 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
         rank: the rank of its mean in words, such as "the best mean".
         setting: the setting of the methods.
     """
-    if (reason := undecided(tests)) is not None:
+    if (reason := explain_untested(tests)) is not None:
         return f"Which method is best {reason}"
     pairs = tests.against(best)
     beaten = tests.beaten_by(best)
@@ -180,10 +180,10 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
     partial = {p.first for p in pairs if len(p.differences) < len(setting.seeds)}
     if len(better) == len(others):
         start = "" if best in setting.eligible else "On shared seeds, "
-        cautioned = [setting.marked(name) for name in better if name in setting.cautions]
+        cautioned = [setting.mark_label(name) for name in better if name in setting.cautions]
         return f"{start}{best} is significantly better than every other method" + (
-            f" ({in_words(cautioned)})" if cautioned else "")
-    groups = [("It is significantly better than", list(map(setting.marked, better))),
+            f" ({join_names(cautioned)})" if cautioned else "")
+    groups = [("It is significantly better than", list(map(setting.mark_label, better))),
               ("On shared seeds, it is significantly worse than", worse),
               ("On every seed, it equals", [p.first for p in pairs if p.equal and p.first not in partial]),
               ("On shared seeds, it equals", [p.first for p in pairs if p.equal and p.first in partial]),
@@ -196,7 +196,7 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
               ("There are too few seeds to compare it with",
                [p.first for p in pairs if not (p.decidable or p.equal or p.untested)]),
               ("It has no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]
-    return ". ".join([f"{best} has {rank}", *(f"{words} {in_words(names)}" for words, names in groups if names)])
+    return ". ".join([f"{best} has {rank}", *(f"{words} {join_names(names)}" for words, names in groups if names)])
 
 
 Compared = tuple[tuple[str, ...], tuple[Table, ...]]  # verdicts, a table per measure
@@ -229,7 +229,7 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
             if best_pairs := tests.against(best):
                 title = f"{_sentence(measure.column.name)}: each method minus {best}, which has {rank}"
                 tables.append(table(title, tests, best_pairs, setting, best))
-    return _by_verdict(verdicts), tuple(tables)
+    return _group_by_verdict(verdicts), tuple(tables)
 
 
 def compare_with_baseline(setting: Setting) -> tuple[Table, ...]:
@@ -250,7 +250,7 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         title = measure.column.name
         values = setting.compared(measure, [baseline] if baseline else [])
         if baseline is not None and baseline not in values:
-            verdicts.append((title, _without(setting, baseline)))
+            verdicts.append((title, _explain_missing(setting, baseline)))
             continue
         tests = setting.tests(measure, values, baseline)
         title_end, opponents = (f"each method minus {baseline}", baseline) if baseline else ("all pairs of methods", "")
@@ -262,22 +262,22 @@ def compare(setting: Setting, measures: Sequence[Measure], baseline: str | None)
         if not tests.pairs:
             verdicts.append((title, "There is nothing to compare" + (f" with {baseline}" if baseline else "")))
             continue
-        reason = undecided(tests)
+        reason = explain_untested(tests)
         explanation = f"The comparison {reason}" if reason else basis(tests, setting.metric.shares, opponents)
         verdicts.append((title, ". ".join(filter(None, [explanation, searches(setting, values)]))))
         tables.append(table(f"{_sentence(title)}: {title_end}", tests, tests.pairs, setting, baseline))
-    return (*_by_verdict(verdicts), *_legend(setting, tables)), tuple(tables)
+    return (*_group_by_verdict(verdicts), *_legend(setting, tables)), tuple(tables)
 
 
 def _legend(setting: Setting, tables: Sequence[Table]) -> list[str]:
     """Explain the marks in tables of pairs and name the methods that have them."""
     rows = chain.from_iterable(pair_table.rows for pair_table in tables)
     cells = "".join(row.cells[-1].text for row in rows)
-    return [f"{mark} {MARKS[mark]}: {in_words([label for label, marks in setting.cautions.items() if mark in marks])}"
+    return [f"{mark} {MARKS[mark]}: {join_names([label for label, marks in setting.cautions.items() if mark in marks])}"
             for mark in (UNDERFIT, CHANCE) if mark in cells]
 
 
-def _without(setting: Setting, baseline: str) -> str:
+def _explain_missing(setting: Setting, baseline: str) -> str:
     """Explain why no method can be compared to a baseline without values of a measure."""
     method = next((m for m in setting.methods if m.label == baseline), None)
     if method is None:
@@ -287,7 +287,7 @@ def _without(setting: Setting, baseline: str) -> str:
     return f"Nothing is compared here, because the baseline {baseline} lacks this metric on some seed"
 
 
-def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+def _group_by_verdict(verdicts: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """Return `metric: verdict` for each verdict, with all metrics that share it."""
     titles: dict[str, list[str]] = {}
     for title, text in verdicts:

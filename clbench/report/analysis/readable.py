@@ -17,11 +17,11 @@ from typing import Any
 from clbench.core.errors import SpecError, unknown
 from clbench.core.options import OWN_RECIPE, format_value
 from clbench.core.registry import Registry, installed
-from clbench.report.analysis.grouping import Setting, by_setting
+from clbench.report.analysis.grouping import Setting, group_by_setting
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.formatting import clean
-from clbench.results.records import Record, by_metric
-from clbench.results.store import matching
+from clbench.results.records import Record, select_metric
+from clbench.results.store import match_records
 
 _COMMA = re.compile(r",(?![^(]*\))")  # a comma outside of parentheses
 _RECIPE = re.compile(rf":{re.escape(OWN_RECIPE)}[^:]*")
@@ -41,7 +41,7 @@ def option_names(display_name: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(display_name) if name}
 
 
-def filled(display_name: str, options: Mapping[str, Any]) -> str:
+def fill_display_name(display_name: str, options: Mapping[str, Any]) -> str:
     """Return a display name with the values of its options. If `per_class` is set, it replaces `capacity`.
 
     >>> filled("LoRA r={rank}", {"rank": 8}), filled("ER ({capacity})", {"capacity": 200, "per_class": 20})
@@ -91,9 +91,9 @@ def _as_id(text: str, registry: Registry, names: Mapping[str, str]) -> str:
     return text
 
 
-def readable(records: Sequence[Record], baseline: str | None = None, hint: str = "", *, ids: bool = False,
-             registry: Registry | None = None, metric: str | None = None) -> list[Setting]:
-    """Return the settings of records as `by_setting` does, with the names of methods that reports show.
+def name_settings(records: Sequence[Record], baseline: str | None = None, hint: str = "", *, ids: bool = False,
+                  registry: Registry | None = None, metric: str | None = None) -> list[Setting]:
+    """Return the settings of records as `group_by_setting` does, with the names of methods that reports show.
 
     Args:
         records: all records of one report.
@@ -108,8 +108,8 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
         SpecError: no setting has the baseline, or records lack the metric.
     """
     id_by_label = row_ids(records)
-    settings = by_setting([record.model_copy(update={"label": id_by_label[record.label]})
-                           for record in by_metric(records, metric)])
+    settings = group_by_setting([record.model_copy(update={"label": id_by_label[record.label]})
+                                 for record in select_metric(records, metric)])
     if ids and baseline is None:
         return settings
     templates = names_of(registry or installed())
@@ -128,13 +128,13 @@ def readable(records: Sequence[Record], baseline: str | None = None, hint: str =
 
 
 def find_trials(records: Sequence[Record], trial: str | None, registry: Registry) -> list[Record]:
-    """Return the records that match a trial's name as `matching` does, or by the display name that reports show."""
-    matches = matching(records, trial)
+    """Return the records that match a trial's name as in `match_records`, or by the display name that reports show."""
+    matches = match_records(records, trial)
     if matches or trial is None or not records:
         return matches
     displayed = [record.model_copy(update={"label": record.label.casefold()})
-                 for setting in readable(records, registry=registry) for record in setting.records]
-    keys = {record.key for record in matching(displayed, trial.casefold())}
+                 for setting in name_settings(records, registry=registry) for record in setting.records]
+    keys = {record.key for record in match_records(displayed, trial.casefold())}
     return [record for record in records if record.key in keys]
 
 
@@ -154,7 +154,7 @@ def display_names(methods: Sequence[MethodRecords], templates: Mapping[str, str]
 
     If methods share a name, the options that differ are added: `RanPAC (ridge=1e6)`. Labels that a user chose stay.
     """
-    names = {m.id: _filled(m, templates.get(m.strategy, "")) for m in methods}
+    names = {m.id: _display_name(m, templates.get(m.strategy, "")) for m in methods}
     methods_by_name: dict[str, list[MethodRecords]] = {}
     for m in methods:
         methods_by_name.setdefault(names[m.id], []).append(m)
@@ -186,9 +186,9 @@ def _with_display_names(setting: Setting, templates: Mapping[str, str]) -> Setti
     return replace(setting, methods=methods, records=renamed(setting.records))
 
 
-def _filled(method: MethodRecords, template: str) -> str:
+def _display_name(method: MethodRecords, template: str) -> str:
     """Return a method's display name with its options filled in, or its id if it has no display name."""
     options = method.records[0].trial.method.options
     if not template or method.id.split(":")[0] != method.strategy or not option_names(template) <= options.keys():
         return method.id
-    return clean(filled(template, options))
+    return clean(fill_display_name(template, options))

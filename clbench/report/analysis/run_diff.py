@@ -48,7 +48,7 @@ def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
     """
     old, new = _groups(before), _groups(after)
     partner = {key: key for key in old if key in new}
-    unpaired_old, unpaired_new = (_by_name({key: group for key, group in side.items() if key not in partner})
+    unpaired_old, unpaired_new = (_map_names({key: group for key, group in side.items() if key not in partner})
                                   for side in (old, new))
     partner |= {key: unpaired_new[name] for name, key in unpaired_old.items() if name in unpaired_new}
     return [Pair(old[key], new[partner[key]]) for key in old if key in partner]
@@ -77,7 +77,7 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, ...], Group]:
     return groups
 
 
-def _by_name(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tuple[str, ...]]:
+def _map_names(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tuple[str, ...]]:
     """Return the keys of the groups whose title and label are unique, by title and label."""
     names = {key: (notes.title(group[0]), clean(group[0].label)) for key, group in groups.items()}
     all_names = list(names.values())

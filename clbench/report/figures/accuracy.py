@@ -9,7 +9,7 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from clbench.core.objective import Metric, significant
+from clbench.core.objective import Metric, format_digits
 from clbench.report.figures import style
 from clbench.report.figures.data import axis_title, forgetting_per_task, values_over_tasks
 from clbench.report.figures.style import INK, LABEL, PALE, StrategyStyle
@@ -58,7 +58,7 @@ def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     """Draw the metric's mean over the tasks seen so far, after each task, with its interval as a band."""
     figure, axes = style.canvas(data.subject, height=4.3)
     texts = list(map(wrapped_label, data.results))
-    style.leave_room(figure, axes, texts)
+    style.make_room(figure, axes, texts)
     curves = _numbers(values_over_tasks(data.results, data.metric))
     for curve, point in zip(curves, data.points, strict=True):  # the last interval is that of the comparison
         if point.low is not None and point.high is not None:
@@ -78,7 +78,7 @@ def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
                           zorder=1.5)
         axes.plot(steps, mean, color=color, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
                   marker=styles[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
-                  markevery=style.between_markers(len(mean)), zorder=2.5 if result.reference else 3,
+                  markevery=style.marker_interval(len(mean)), zorder=2.5 if result.reference else 3,
                   clip_on=False)
     style.label_ends(axes, means, texts)
     return figure
@@ -200,7 +200,7 @@ def _panel(axes: Axes, R: Sequence[Sequence[float]], scale: Any, cell: float, me
         corners += [(i + 0.5, i - 0.5), (i + 0.5, i + 0.5)]
     corners.append((tasks - 0.5, tasks - 1.5))
     axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.8, alpha=0.6)
-    texts = [[f"{100 * value:.0f}" if metric.is_share else significant(value) for value in row] for row in R]
+    texts = [[f"{100 * value:.0f}" if metric.is_share else format_digits(value) for value in row] for row in R]
     widest = max(style.text_width(text, 1.0) for text in chain.from_iterable(texts))
     size = min(8.0, _SHARE * cell, (cell - 4) / widest)
     if size < _LEAST:

@@ -36,7 +36,7 @@ def arrivals(records: Sequence[Record]) -> Table | None:
     by_class = not one_head and has_same_classes and len(streams[0].arrivals[0]) <= MOST_CLASSES
     labels, outputs = (_classes(streams[0]) if by_class else
                        ([f"task {i}" for i in range(1, len(streams[0].classes) + 1)], []))
-    counts = [[[row[c] for c in outputs] if by_class else row if one_head else _of_tasks(s, row) for row in s.arrivals]
+    counts = [[[row[c] for c in outputs] if by_class else row if one_head else _per_task(s, row) for row in s.arrivals]
               for s in streams]
     rows = []
     for j, label in enumerate(labels):
@@ -57,7 +57,7 @@ def _classes(stream: StreamFacts) -> tuple[list[str], list[int]]:
     return [name_of[c] for c in outputs], outputs
 
 
-def _of_tasks(stream: StreamFacts, row: Sequence[int]) -> list[int]:
+def _per_task(stream: StreamFacts, row: Sequence[int]) -> list[int]:
     """Return counts by task instead of by class. A class counts for the first task that has it."""
     first_task: dict[int, int] = {}
     for task, classes in enumerate(stream.classes):
@@ -75,7 +75,7 @@ _DARK = 0.6  # share of a row from which white text is easier to read
 
 def arrival_figure(subject: str, slug: str, table: Table) -> FigureData:
     """Return the figure of a table of arrivals."""
-    share = _away(table)
+    share = _moved_share(table)
     return FigureData("arrival", f"{slug}-arrival", table.title, subject,
                       f"On average over {len(table.rows)} rows, {100 * share:.0f}% of the samples arrive outside the "
                       "task that has most of them. The table has all counts.", CAPTION, table=table)
@@ -87,7 +87,7 @@ def shares(table: Table) -> list[list[float]]:
     return [[n / max(sum(row), 1e-12) for n in row] for row in counts]
 
 
-def _away(table: Table) -> float:
+def _moved_share(table: Table) -> float:
     rows = [row for row in shares(table) if any(row)]
     return sum(1 - max(row) for row in rows) / max(len(rows), 1)
 

@@ -12,7 +12,7 @@ import numpy as np
 from clbench.core.objective import Metric
 from clbench.report.figures import style
 from clbench.report.figures.data import Panel, axis_title, panels
-from clbench.report.figures.labels import Box, along, place
+from clbench.report.figures.labels import Box, place, sample_polyline
 from clbench.report.figures.style import INK, LABEL, PALE, StrategyStyle
 from clbench.report.model import FigureData, FigurePoint
 
@@ -92,9 +92,9 @@ def _label_points(axes: Axes, points: Sequence[FigurePoint], at: Sequence[tuple[
     sizes = [(style.text_width(text, LABEL) + 2 * _MARGIN, 1.25 * LABEL) for text in texts]
     to_page = axes.transData.transform
     page = [(float(a), float(b)) for a, b in to_page(at)]
-    bars = [along([(float(a), float(b)) for a, b in to_page([(p[0], low), (p[0], high)])])
+    bars = [sample_polyline([(float(a), float(b)) for a, b in to_page([(p[0], low), (p[0], high)])])
             for p, (low, high) in zip(at, spans, strict=True)]
-    line_points = [along([(float(a), float(b)) for a, b in to_page(line)]) for line in lines]
+    line_points = [sample_polyline([(float(a), float(b)) for a, b in to_page(line)]) for line in lines]
     offsets = list(product((-4, 0, 4), repeat=2))
     marks = [np.asarray([(a + dx, b + dy) for dx, dy in offsets]) for a, b in page]
     obstacles = np.concatenate([*marks, *bars, *line_points])
@@ -148,7 +148,7 @@ def draw_growth(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
     texts = [textwrap.fill(", ".join(style.shorten(p.label) for p in points), 34) for points in curves.values()]
     tasks = max(map(len, curves))
     top, low = max(map(max, curves)), min(map(min, curves))
-    style.leave_room(figure, axes, texts)
+    style.make_room(figure, axes, texts)
     style.tasks_seen(axes, tasks)
     if low > 0 and top / low > 4:
         axes.set_yscale("log")
@@ -159,15 +159,15 @@ def draw_growth(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure
         axes.yaxis.set_major_formatter(lambda value, _: style.short_count(value))
     axes.set_ylabel(data.axis)
     for sizes, points in curves.items():
-        _share(axes, sizes, [styles[s] for s in dict.fromkeys(p.strategy for p in points)])
+        _draw_shared(axes, sizes, [styles[s] for s in dict.fromkeys(p.strategy for p in points)])
     style.label_ends(axes, list(curves), texts)
     return figure
 
 
-def _share(axes: Axes, sizes: Sequence[float], used_styles: Sequence[StrategyStyle]) -> None:
+def _draw_shared(axes: Axes, sizes: Sequence[float], used_styles: Sequence[StrategyStyle]) -> None:
     """Draw one curve. If several strategies share it, its dashes and markers alternate between their styles."""
     steps = range(1, len(sizes) + 1)
-    spacing = style.between_markers(len(sizes))
+    spacing = style.marker_interval(len(sizes))
     dash = 7.0
     for k, appearance in enumerate(used_styles):
         dashes = "-" if len(used_styles) == 1 else (k * dash, (dash, dash * (len(used_styles) - 1)))

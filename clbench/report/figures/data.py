@@ -14,7 +14,7 @@ from clbench.core.options import OWN_RECIPE
 from clbench.report.analysis.facts import front
 from clbench.report.columns import cells
 from clbench.report.figures.steps import steps_figure
-from clbench.report.formatting import NONE, difference_unit, in_unit, interval, number, task_label, unit_of
+from clbench.report.formatting import NONE, difference_unit, interval, number, task_label, unit_of, unit_suffix
 from clbench.report.model import UNIT_SUFFIX, Cell, Column, FigureData, FigurePoint, Result, Row, Table, Unit
 from clbench.results import metrics
 
@@ -44,7 +44,7 @@ class Panel(NamedTuple):
     def _words(self, which: Sequence[int]) -> str:
         points_with_costs = [(self.points[i], number(self.costs[i], self.unit)) for i in which]
         unit = unit_of(self.metric)
-        return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, unit)}{in_unit(unit)})"
+        return "; ".join(f"{p.label} ({cost}; {interval(p.accuracy or 0, p.half_width, unit)}{unit_suffix(unit)})"
                          for p, cost in points_with_costs) or "none"
 
 
@@ -168,8 +168,8 @@ def _curves(subject: str, name: str, results: tuple[Result, ...], points: tuple[
             metric: Metric) -> FigureData:
     unit = unit_of(metric)
     means = "; ".join(
-        f"{r.label} {_mean([metrics.seen(R)[0] for R in r.R], unit)} to {_mean(list(map(metrics.acc, r.R)), unit)}"
-        f"{in_unit(unit)}" for r in results)
+        f"{r.label} {_mean([metrics.mean_seen(R)[0] for R in r.R], unit)} to {_mean(list(map(metrics.acc, r.R)), unit)}"
+        f"{unit_suffix(unit)}" for r in results)
     return FigureData(
         "curves", name, f"{metric.heading} after each task", subject,
         f"Mean {metric.label} over the tasks seen so far, after the first and after the last task: {means}.",
@@ -210,7 +210,7 @@ def _mean(values: Sequence[float], unit: Unit) -> str:
 def values_over_tasks(results: Sequence[Result], metric: Metric = ACCURACY) -> Table:
     """Return the mean of a metric over the tasks seen so far, after each task."""
     return _table(f"{metric.heading} after each task", lambda j, _: f"after {task_label(j)}", unit_of(metric), results,
-                  lambda r: list(map(metrics.seen, r.R)))
+                  lambda r: list(map(metrics.mean_seen, r.R)))
 
 
 def with_finals(table: Table, finals: Sequence[Cell]) -> Table:
@@ -246,13 +246,13 @@ def values_by_seed(results: Sequence[Result], seeds: Sequence[int], metric: Metr
     unit = unit_of(metric)
     finals = [dict(zip(r.seeds, map(metrics.acc, r.R), strict=True)) for r in results]
     means = cells([list(by_seed.values()) for by_seed in finals], unit)
-    rows = [Row(r.label, (*(_single(by_seed.get(seed), unit) for seed in seeds), mean), reference=r.reference)
+    rows = [Row(r.label, (*(_single_cell(by_seed.get(seed), unit) for seed in seeds), mean), reference=r.reference)
             for r, by_seed, mean in zip(results, finals, means, strict=True)]
     titles = (*(f"seed {seed}" for seed in seeds), SEEDS_MEAN)
     return Table(f"{metric.heading} of each seed", tuple(Column(title, unit) for title in titles), tuple(rows))
 
 
-def _single(value: float | None, unit: Unit) -> Cell:
+def _single_cell(value: float | None, unit: Unit) -> Cell:
     return Cell(NONE) if value is None else Cell(number(value, unit), value, n=1)
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clbench.core.errors import SpecError, unknown
-from clbench.report.analysis.grouping import Setting, by_setting
+from clbench.report.analysis.grouping import Setting, group_by_setting
 from clbench.report.figures import style
 from clbench.report.figures.accuracy import draw_curves, draw_forgetting, draw_heatmaps
 from clbench.report.figures.arrival import draw_arrival
@@ -49,20 +49,20 @@ def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | 
     """Return a figure. The arguments and errors are those of `Results.plot`."""
     if kind != GRID and kind not in DRAWN:
         raise SpecError(unknown("plot", kind, [*DRAWN, GRID], "help(clbench.Results.plot)"))
-    chosen_setting = choose(by_setting(records), setting, kind)
+    chosen_setting = choose(group_by_setting(records), setting, kind)
     if kind == GRID:
         data = grid(chosen_setting, x, y, metric)
         if not data.cells:
             raise SpecError(f"nothing to draw: no trial of the grid has a value of {data.column.title!r}")
         with style.styled():
-            return shown(draw_grid(data))
+            return show_in_notebook(draw_grid(data))
     report = build(chosen_setting.records)
     figure = next((f for f in report.sections[0].figures if f.kind == DRAWN[kind]), None)
     if figure is None:
         raise SpecError(f"nothing to draw for {kind!r}: {WHY[kind]}")
     with style.styled():
-        return shown(KINDS[figure.kind](replace(figure, subject=chosen_setting.title),
-                                        style.assign_styles(report.strategies)))
+        return show_in_notebook(KINDS[figure.kind](replace(figure, subject=chosen_setting.title),
+                                                   style.assign_styles(report.strategies)))
 
 
 def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Setting:
@@ -81,7 +81,7 @@ def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Settin
                     f"plot({kind!r}, setting='class'): {'; '.join(titles)}")
 
 
-def shown(figure: Figure) -> Figure:
+def show_in_notebook(figure: Figure) -> Figure:
     """Make notebooks show a figure that was drawn without pyplot if it is the last value of a cell, and return it."""
     figure.set_dpi(DPI)
     vars(figure)["_original_dpi"] = figure.dpi  # the resolution that `savefig` uses by default
@@ -132,4 +132,4 @@ def draw_figure(data: FigureData, styles: Mapping[str, StrategyStyle],
     with style.styled():
         figure = KINDS[data.kind](data, styles)
         style.add_title(figure, data.title)
-        return [style.encoded(figure, f"{data.title}: {data.subject}", f) for f in file_formats]
+        return [style.encode_figure(figure, f"{data.title}: {data.subject}", f) for f in file_formats]

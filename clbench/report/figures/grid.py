@@ -55,7 +55,7 @@ def grid(setting: Setting, x: str | None, y: str | None, metric: str | None) -> 
     for m in rows:
         position = xs.index(_options(m)[x_option]), ys.index(_options(m)[y_option])
         if position in cell_of:
-            other_options = [n for n in _swept([r for r in rows if r.label in (cell_of[position][0], m.label)])]
+            other_options = [n for n in _find_swept([r for r in rows if r.label in (cell_of[position][0], m.label)])]
             raise SpecError(f"{cell_of[position][0]} and {m.label} share a cell, for "
                             f"{' and '.join(other_options) or 'their recipe'} differs as well: keep one value of it, "
                             f"as in Results(r for r in results if r.label != {m.label!r})")
@@ -78,7 +78,7 @@ def _options(method: MethodRecords) -> dict[str, Any]:
     return {**trial.method.options, **recipe_options({**trial.recipe.model_dump(mode="json"), **trial.own_recipe})}
 
 
-def _swept(methods: Sequence[MethodRecords]) -> list[str]:
+def _find_swept(methods: Sequence[MethodRecords]) -> list[str]:
     """Return the options that differ between methods of one strategy, in the order of the options."""
     options_by_method = [_options(m) for m in methods]
     names = dict.fromkeys(chain.from_iterable(options_by_method))
@@ -87,7 +87,7 @@ def _swept(methods: Sequence[MethodRecords]) -> list[str]:
 
 def _axes(setting: Setting, x: str | None, y: str | None) -> tuple[str, str, str]:
     """Return the strategy and its two options that the grid shows."""
-    swept = {strategy: _swept([m for m in setting.methods if m.strategy == strategy])
+    swept = {strategy: _find_swept([m for m in setting.methods if m.strategy == strategy])
              for strategy in dict.fromkeys(m.strategy for m in setting.methods)}
     names = [name for name in (x, y) if name is not None]
     option_by_name: dict[str, tuple[str, str]] = {}
@@ -121,11 +121,11 @@ def _values(values: Sequence[Any]) -> list[Any]:
     """Return the distinct values of an option: numbers by size, then other values in order of appearance."""
     distinct = [value for i, value in enumerate(values) if value not in values[:i]]
 
-    def by_size(value: Any) -> tuple[bool, float]:
+    def sort_key(value: Any) -> tuple[bool, float]:
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         return not numeric, value if numeric else 0
 
-    return sorted(distinct, key=by_size)
+    return sorted(distinct, key=sort_key)
 
 
 def draw_grid(data: Grid) -> Figure:

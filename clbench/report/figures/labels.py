@@ -31,7 +31,7 @@ class Box:
         return min(max(x, self.x), self.x + self.width), min(max(y, self.y), self.y + self.height)
 
 
-def along(points: Sequence[tuple[float, float]], step: float = 3.0) -> Floats:
+def sample_polyline(points: Sequence[tuple[float, float]], step: float = 3.0) -> Floats:
     """Return points (N, 2) on a polyline, at most `step` apart."""
     segments = [np.linspace(a, b, max(2, math.ceil(math.dist(a, b) / step) + 1))
                 for a, b in pairwise(points)]
@@ -52,10 +52,10 @@ def place(anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, f
         bounds: the area in which labels should stay.
     """
     position_costs = np.asarray([0.25 * gap + 0.4 * rank for gap, rank in product(_GAPS, range(len(_SIDES)))])
-    options = [_around(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]
+    options = [_boxes_around(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]
     page = np.asarray([bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height])
-    fixed = [position_costs + _covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))
-             + _ambiguous(boxes, i, np.asarray(anchors)) for i, boxes in enumerate(options)]
+    fixed = [position_costs + _weigh_covered(boxes, obstacles, weights) + 5 * (_area(boxes) - _overlap(boxes, page))
+             + _weigh_ambiguous(boxes, i, np.asarray(anchors)) for i, boxes in enumerate(options)]
     chosen: dict[int, Floats] = {}
     for _ in range(_PASSES):
         for i, boxes in enumerate(options):
@@ -90,7 +90,7 @@ def spread(wanted: Sequence[float], heights: Sequence[float], low: float = -math
     return centers
 
 
-def _around(anchor: tuple[float, float], size: tuple[float, float]) -> Floats:
+def _boxes_around(anchor: tuple[float, float], size: tuple[float, float]) -> Floats:
     """Return the boxes (K, 4: left, bottom, right, top) that a label may take around its anchor."""
     (x, y), (width, height) = anchor, size
     boxes = []
@@ -114,7 +114,7 @@ def _overlap(boxes: Floats, other: Floats) -> Floats:
     return area
 
 
-def _covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 1.5) -> Floats:
+def _weigh_covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 1.5) -> Floats:
     """Return the total weight of the obstacles in each box."""
     low, high = boxes[:, None, :2] - margin, boxes[:, None, 2:] + margin
     inside = ((obstacles > low) & (obstacles < high)).all(axis=2)
@@ -122,7 +122,7 @@ def _covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 
     return weight
 
 
-def _ambiguous(boxes: Floats, anchor: int, anchors: Floats) -> Floats:
+def _weigh_ambiguous(boxes: Floats, anchor: int, anchors: Floats) -> Floats:
     """Return a cost for boxes that are at least about as close to another label's anchor as to their own.
 
     Args:

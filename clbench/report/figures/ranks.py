@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from clbench.report.analysis.grouping import Setting
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, PALE, StrategyStyle
-from clbench.report.formatting import in_words, number
+from clbench.report.formatting import join_names, number
 from clbench.report.model import Cell, Column, FigureData, FigurePoint, Row, Table
 from clbench.results.stats import ALPHA, Ranks, rank_methods, settings_needed
 
@@ -74,7 +74,7 @@ def _table(settings: Sequence[Setting], labels: Sequence[str], ranks: Ranks) -> 
 def _label(settings: Sequence[Setting]) -> str:
     """Return the metrics by which methods are ranked, in words."""
     labels = dict.fromkeys(setting.metric.label for setting in settings)
-    return in_words(list(labels))
+    return join_names(list(labels))
 
 
 def _verdicts(labels: Sequence[str], ranks: Ranks, settings: int) -> Sequence[str]:
@@ -82,7 +82,7 @@ def _verdicts(labels: Sequence[str], ranks: Ranks, settings: int) -> Sequence[st
     if ranks.p > ALPHA:
         return [f"{test}. There is no significant difference between the average ranks"]
     behind = [(a, [b for j, b in enumerate(labels) if better(ranks, i, j)]) for i, a in enumerate(labels)]
-    pairs = "; ".join(f"{a} ranks significantly better than {in_words(worse)}" for a, worse in behind if worse)
+    pairs = "; ".join(f"{a} ranks significantly better than {join_names(worse)}" for a, worse in behind if worse)
     return [f"{test}. The average ranks differ significantly. With a critical difference of {ranks.critical:.2f} "
             f"(Nemenyi), {pairs or 'no pair of methods differs significantly'}"]
 

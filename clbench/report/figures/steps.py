@@ -70,8 +70,8 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
         shared_steps = sorted(set.intersection(*(set(curve.steps[task]) for curve in curves)))
         end = begin + max(curve.steps[task][-1] for curve in curves)
         curve_values = [dict(zip(curve.steps[task], metrics.accuracies(curve, task), strict=True)) for curve in curves]
-        rows = [(begin + step, [by_step[step] for by_step in curve_values]) for step in thinned(shared_steps)]
-        rows.append((end, [metrics.after(curve, task) for curve in curves]))
+        rows = [(begin + step, [by_step[step] for by_step in curve_values]) for step in thin_steps(shared_steps)]
+        rows.append((end, [metrics.row_after(curve, task) for curve in curves]))
         means = [(x, list(map(fmean, zip(*seed_rows, strict=True)))) for x, seed_rows in rows]
         for x, row in means:
             for line, mean in zip(lines, row, strict=False):
@@ -83,7 +83,7 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
     return Course(label, position, tuple(ends), tuple(map(tuple, lines)), tuple(old))
 
 
-def thinned(steps: Sequence[int]) -> list[int]:
+def thin_steps(steps: Sequence[int]) -> list[int]:
     """Return the first `DENSE` of the steps that have a point, then at most `MOST` evenly spaced ones."""
     later_steps = steps[DENSE:]
     return [*steps[:DENSE], *later_steps[::max(1, math.ceil(len(later_steps) / MOST))]]
@@ -146,7 +146,7 @@ def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     return figure
 
 
-def look_of(task: int) -> tuple[str, int]:
+def style_of(task: int) -> tuple[str, int]:
     """Return the color of a task's line and the number of its dashes."""
     return PALETTE[task % len(PALETTE)], task // len(PALETTE) % len(DASHES)
 
@@ -160,7 +160,7 @@ def _panel(axes: Axes, course: Course) -> None:
     for end in course.ends[:-1]:
         axes.axvline(end, color=PALE, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1.5)
     for task, points in enumerate(course.tasks):
-        color, dashes = look_of(task)
+        color, dashes = style_of(task)
         axes.plot(*zip(*points, strict=True), color=color, linestyle=DASHES[dashes], linewidth=0.9, zorder=2.5,
                   label=f"task {task + 1}")
     for points in course.old:

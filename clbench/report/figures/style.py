@@ -122,7 +122,7 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
-def encoded(figure: Figure, title: str, file_format: FileFormat) -> bytes:
+def encode_figure(figure: Figure, title: str, file_format: FileFormat) -> bytes:
     """Return a figure as the content of a file, without dates, versions or random IDs. PDF files embed their fonts."""
     omitted: dict[FileFormat, list[str]] = {"svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"],
                                             "png": ["Software"]}
@@ -221,7 +221,7 @@ def text_width(text: str, size: float) -> float:
     return float(text_to_path.get_text_width_height_descent(text, font, False)[0])
 
 
-def leave_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
+def make_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
     """Narrow the axes and make the figure as high as needed, so that `label_ends` has room for texts to their right."""
     lines = list(chain.from_iterable(text.split("\n") for text in texts))
     widest = max(text_width(line, LABEL) for line in lines)
@@ -239,7 +239,7 @@ def tasks_seen(axes: Axes, tasks: int) -> None:
     axes.set_xlabel("tasks seen")
 
 
-def between_markers(tasks: int) -> int:
+def marker_interval(tasks: int) -> int:
     """Return the number of tasks from one marker of a curve to the next. A curve has at most 20 markers."""
     return -(-tasks // 20)
 

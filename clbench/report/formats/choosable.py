@@ -10,10 +10,10 @@ from typing import Any
 
 from clbench.core.objective import Metric, objective_of
 from clbench.report.analysis.choosing import KINDS, Kind
-from clbench.report.analysis.facts import leading
+from clbench.report.analysis.facts import choose_leading
 from clbench.report.columns import MORE_COSTS
 from clbench.report.decided import Candidate, CandidateComparison
-from clbench.report.formatting import difference_unit, in_unit, interval, number, unit_of
+from clbench.report.formatting import difference_unit, interval, number, unit_of, unit_suffix
 from clbench.report.model import UNIT_SUFFIX, FigurePoint, Result, Section
 
 SLIDERS = tuple(kind for kind in KINDS if kind.name != "samples")
@@ -21,7 +21,7 @@ SLIDERS = tuple(kind for kind in KINDS if kind.name != "samples")
 SHOWN, UNTESTED, INCONCLUSIVE = -1, -2, -3
 
 
-def packed(sections: Sequence[tuple[str, Section]]) -> str:
+def pack_choice(sections: Sequence[tuple[str, Section]]) -> str:
     """Return the choice as JSON for a script. The text is empty if no section has a choice.
 
     `kinds` has the name, heading and words of each kind, then all its amounts in ascending order, as the user types
@@ -41,7 +41,7 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
     for kind in SLIDERS:
         counted = [candidate.counted[kind.name] for candidate in candidates]
         amounts[kind.name] = sorted({amount for amount in counted if amount is not None})
-    kinds = [[kind.name, kind.measure.column.name, kind.words, list(map(typed, amounts[kind.name])),
+    kinds = [[kind.name, kind.measure.column.name, kind.words, list(map(format_amount, amounts[kind.name])),
               [number(value, kind.measure.column.unit) for value in amounts[kind.name]]] for kind in SLIDERS]
     places = {name: {value: i for i, value in enumerate(values)} for name, values in amounts.items()}
 
@@ -61,7 +61,7 @@ def packed(sections: Sequence[tuple[str, Section]]) -> str:
     return json.dumps({"kinds": kinds, "settings": settings}, ensure_ascii=False, separators=(",", ":"))
 
 
-def typed(value: float) -> str:
+def format_amount(value: float) -> str:
     """Return an amount with all its digits, as `clbench choose` accepts it."""
     return str(int(value)) if value == int(value) else repr(value)
 
@@ -76,7 +76,7 @@ def _words(metric: Metric) -> list[str]:
     """Return the words for a metric on the page: label, unit of differences, title of its column, option."""
     unit = unit_of(metric)
     option = "" if objective_of(metric).primary == metric.name else f" --metric {metric.name}"
-    return [metric.label, in_unit(difference_unit(unit)).strip(), metric.label + UNIT_SUFFIX.get(unit, ""), option]
+    return [metric.label, unit_suffix(difference_unit(unit)).strip(), metric.label + UNIT_SUFFIX.get(unit, ""), option]
 
 
 def _pack_comparison(pair: CandidateComparison, metric: Metric) -> list[int | str | None]:
@@ -121,10 +121,10 @@ class LegendEntry:
     kinds: tuple[str, ...] = ()  # kinds of methods that it belongs to
 
 
-def chosen(section: Section, legend: Sequence[LegendEntry]) -> list[LegendEntry]:
+def choose_legend(section: Section, legend: Sequence[LegendEntry]) -> list[LegendEntry]:
     """Return a legend with the kinds of its methods. If there are many methods, only the leading ones are shown."""
     verdicts = section.facts
-    labels = leading(verdicts, BEST, verdicts.fronts) if verdicts else set()
+    labels = choose_leading(verdicts, BEST, verdicts.fronts) if verdicts else set()
     entries = [replace(entry, kinds=tuple(_kinds(section, entry, labels))) for entry in legend]
     if len(legend) <= CLEAR:
         return entries

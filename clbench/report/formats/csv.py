@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         for i, result in enumerate(section.results):
             method_cells = [*map(inert, [*section_cells, result.label, result.strategy]), str(result.reference).lower()]
             result_options = dict(result.options)
-            options = [_shown(result_options.get(name)) for name in named_options]
+            options = [_format_value(result_options.get(name)) for name in named_options]
             for seed in result.planned:
                 if seed not in result.seeds:
                     writer.writerow([*method_cells, seed, "no result", *[""] * 5, *options])
@@ -46,7 +46,7 @@ def inert(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _shown(value: Value) -> int | float | str:
+def _format_value(value: Value) -> int | float | str:
     """Return an option's value as text for the file: lowercase true and false, and an empty text for None."""
     if value is None:
         return ""

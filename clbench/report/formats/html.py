@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
 from clbench.report.figures.data import slugs
-from clbench.report.formats.choosable import packed
+from clbench.report.formats.choosable import pack_choice
 from clbench.report.formats.page import ranking_view, section_view
 from clbench.report.formats.palette import css
-from clbench.report.formatting import brief
+from clbench.report.formatting import shorten_alt
 from clbench.report.model import Cell, Column, Report
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def render(report: Report, back: tuple[str, str] | None = None) -> str:
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
         report=report, back=back, sections=views, ranking=ranking_view(report, styles), script=script,
-        choice=packed([(view.id, view.section) for view in views]),
+        choice=pack_choice([(view.id, view.section) for view in views]),
         style=_asset("report.css") + css()) + "\n"
 
 
@@ -65,7 +65,7 @@ def _environment() -> Environment:
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
                                      undefined=jinja2.StrictUndefined)
     environment.tests["exact_as_text"] = _text_is_exact
-    environment.filters |= {"brief": brief, "breakable": _breakable, "digits": _digits, "sha256": _sha256}
+    environment.filters |= {"brief": shorten_alt, "breakable": _allow_breaks, "digits": _digits, "sha256": _sha256}
     return environment
 
 
@@ -73,7 +73,7 @@ def _asset(name: str) -> str:
     return (files("clbench.report.formats") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _breakable(text: str) -> Markup:
+def _allow_breaks(text: str) -> Markup:
     """Return escaped text that may be broken after a colon. An arrow stays with the word before it."""
     from markupsafe import Markup
 

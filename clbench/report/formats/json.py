@@ -22,7 +22,7 @@ def render(report: Report) -> str:
 
 def data(report: Report) -> dict[str, Any]:
     """Return the report as plain values: the fields of `clbench.report.model`, without the numbers of figures."""
-    values = _plain(report)
+    values = _to_dicts(report)
     for section, model in zip(values["sections"], report.sections, strict=True):
         del section["choosable"]  # `clbench choose --format json` has it
         section["summary"] = model.summary
@@ -30,19 +30,19 @@ def data(report: Report) -> dict[str, Any]:
     return {"schema": SCHEMA, **_with_pictures({**values, "sections": list(map(_with_pictures, values["sections"]))})}
 
 
-def _plain(value: Any) -> Any:
+def _to_dicts(value: Any) -> Any:
     """Return dataclasses as dictionaries. `dataclasses.asdict` is slower, because it copies every number."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
+        return type(value)(map(_to_dicts, value))
     if isinstance(value, Metric):  # as in records, which do not name accuracy
         return "" if value == ACCURACY else value.name
     if isinstance(value, BaseModel):  # as in a record
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {name: _to_dicts(item) for name, item in value.items()}
+    return {field.name: _to_dicts(getattr(value, field.name)) for field in fields(value)}
 
 
 def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
 
     Empty names of classes and texts about errors are left out, and so is the metric if it is accuracy.
     """
-    return {"pictures" if name == "figures" else name: list(map(_in_words, value)) if name == "figures" else value
+    return {"pictures" if name == "figures" else name: list(map(_describe, value)) if name == "figures" else value
             for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions", "metric")}
 
 
@@ -59,6 +59,6 @@ def _with_curves(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if value or name not in ("curves", "task_names", "scores")}
 
 
-def _in_words(figure: dict[str, Any]) -> dict[str, Any]:
+def _describe(figure: dict[str, Any]) -> dict[str, Any]:
     numbers = ("points", "results", "axis", "table", "metric")
     return {name: value for name, value in figure.items() if name not in numbers}

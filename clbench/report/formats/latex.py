@@ -50,7 +50,7 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield _items((rf"\textbf{{{escape(LEADS[topic])}}} " if LEADS[topic] else "") + _prose(text)
                  for topic, text in section.headline)
     yield _items(_prose(f"{name}: {value}") for name, value in section.setting)
-    notes = [*section.footnote, _abbreviations(section.metric),
+    notes = [*section.footnote, _explain_abbreviations(section.metric),
              *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
     tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
     for data, title in zip(tables, slugs([data.title for data in tables]), strict=True):
@@ -63,7 +63,7 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield _items(rf"\texttt{{{_prose(command)}}}" for command in section.commands)
 
 
-def _abbreviations(metric: Metric) -> str:
+def _explain_abbreviations(metric: Metric) -> str:
     """Explain the short titles of columns and the line under a number."""
     names = [f"{metric.short} is the mean {metric.label} over tasks after the last one"]
     if metric != ACCURACY:
@@ -107,7 +107,7 @@ def _rows(rows: Iterable[Row]) -> Iterator[str]:
 
 def _header(column: Column) -> str:
     """Return the header of a column, as a nested tabular if it has several lines."""
-    lines = replace(column, heading="").lines  # the short title, which `_abbreviations` explains
+    lines = replace(column, heading="").lines  # the short title, which `_explain_abbreviations` explains
     if len(lines) == 1:
         return escape(lines[0])
     side = "l" if column.unit == "text" else "r"
@@ -125,11 +125,11 @@ def _cell(cell: Cell) -> str:
     inside = parts[1].replace(",", "{,}").replace("±", r"\pm")
     inside = re.sub(r"e\+?(-?)0*(\d+)", r" \\times 10^{\1\2}", inside)
     inside = rf"\mathbf{{{inside}}}" if cell.bold else inside
-    text = f"{escape(parts[0])}${inside}${_behind(parts[2])}"
+    text = f"{escape(parts[0])}${inside}${_format_suffix(parts[2])}"
     return rf"\underline{{{text}}}" if cell.second and not cell.bold else text
 
 
-def _behind(text: str) -> str:
+def _format_suffix(text: str) -> str:
     """Return the text after a number, with its leading space non-breaking."""
     return f"~{escape(text[1:])}" if text.startswith(" ") else escape(text)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from clbench.report.analysis.headline import LEADS, NEXT
-from clbench.report.formatting import brief
+from clbench.report.formatting import shorten_alt
 from clbench.report.model import Cell, FigureData, Report, Section, Table
 
 MOST_NOTES = 5  # notes that are shown; the remaining ones are folded
@@ -45,25 +45,25 @@ def _section(section: Section) -> Iterator[str]:
         yield "**Notes**"
         yield bullets(section.notes[:MOST_NOTES])
         if more_notes := section.notes[MOST_NOTES:]:
-            yield from _folded(f"{len(more_notes)} more note{'s' * (len(more_notes) > 1)}", [bullets(more_notes)])
+            yield from _fold(f"{len(more_notes)} more note{'s' * (len(more_notes) > 1)}", [bullets(more_notes)])
     if section.anatomy:
         yield "### What costs accuracy, and what to try"
         yield bullets(section.anatomy)
     for figure in (f for f in section.figures if f.brief):
         yield from _figure(figure)
     if section.verdicts and not has_many_methods:
-        yield from _folded("Differences, paired by seed", [bullets(section.verdicts), *_titled(section.comparisons)])
+        yield from _fold("Differences, paired by seed", [bullets(section.verdicts), *_titled(section.comparisons)])
     if has_many_methods:
         yield ("Each difference with its p-value, more metrics and costs, accuracy matrices, and the options of each "
                "method are in report.html and report.json. Every number is in report.csv (`clbench report RUN --format "
                "html,json,csv`).")
     else:
-        yield from _folded("More metrics and costs", _titled(section.details))
-        yield from _folded(section.matrix_title, _titled(section.matrices))
+        yield from _fold("More metrics and costs", _titled(section.details))
+        yield from _fold(section.matrix_title, _titled(section.matrices))
     settings = [pair for pair in section.settings if not (has_many_methods and pair[0].startswith("method "))]
-    yield from _folded("Settings, provenance, commands", [
-        "**Settings**", pairs(settings), "**Provenance**", pairs(section.provenance), "**Command**",
-        *map(_code, section.commands)])
+    yield from _fold("Settings, provenance, commands", [
+      "**Settings**", pairs(settings), "**Provenance**", pairs(section.provenance), "**Command**",
+      *map(_format_code, section.commands)])
 
 
 def _headline(section: Section) -> Iterator[str]:
@@ -75,7 +75,7 @@ def _headline(section: Section) -> Iterator[str]:
         yield f"- {lead}" + (f"{escape(advice)}: `{command}`" if is_code else escape(text))
 
 
-def _folded(summary: str, blocks: Iterable[str]) -> Iterator[str]:
+def _fold(summary: str, blocks: Iterable[str]) -> Iterator[str]:
     yield f"<details><summary>{summary}</summary>"
     yield from blocks
     yield "</details>"
@@ -96,7 +96,7 @@ def _rankings(report: Report) -> Iterator[str]:
 
 def _figure(figure: FigureData) -> Iterator[str]:
     yield f"### {escape(figure.title)}"
-    yield f"![{escape(brief(figure.alt, figure.title))}](figures/{figure.name}.svg)"
+    yield f"![{escape(shorten_alt(figure.alt, figure.title))}](figures/{figure.name}.svg)"
     yield escape(figure.caption)
 
 
@@ -132,7 +132,7 @@ def pairs(items: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in items)
 
 
-def _code(text: str) -> str:
+def _format_code(text: str) -> str:
     """Return text as a code block whose fence is longer than any run of backticks in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"

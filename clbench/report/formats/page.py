@@ -22,10 +22,10 @@ from clbench.report.figures.data import (
 )
 from clbench.report.figures.steps import Point, courses
 from clbench.report.figures.style import PALETTE, StrategyStyle
-from clbench.report.formats.choosable import ALL, FEW, LegendEntry, chosen
+from clbench.report.formats.choosable import ALL, FEW, LegendEntry, choose_legend
 from clbench.report.formats.markdown import MANY
 from clbench.report.formats.palette import color_class
-from clbench.report.formatting import in_unit, in_words, number, unit_of
+from clbench.report.formatting import join_names, number, unit_of, unit_suffix
 from clbench.report.metric_columns import final_of, measures_of
 from clbench.report.model import UNIT_SUFFIX, Cell, FigureData, FigurePoint, Report, Result, Section, Table
 from clbench.results.stats import ALPHA
@@ -116,15 +116,15 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
     if section.arrivals:
         tables[f"{id_}-arrival"] = section.arrivals
     matrix_results = [r for r in results if _has_matrix(r)]
-    matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _by_seed(result, section.metric))
+    matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _format_seeds(result, section.metric))
                 for i, (table, result) in enumerate(zip(section.matrices, matrix_results, strict=True))]
     by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
                for name, table in tables.items() if table.columns]
-    legend = chosen(section, _legend(results, styles))
+    legend = choose_legend(section, _legend(results, styles))
     kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
     return SectionView(id_, section, f"{id_}-comparison", legend, by_task, matrices,
                        _figures(id_, slug, section, tables, matrices) if any(r.seeds for r in results) else [],
-                       len(results) > MANY, packed(matrices) if len(results) > MANY else "",
+                       len(results) > MANY, pack_matrices(matrices) if len(results) > MANY else "",
                        tuple(kinds) if len(results) > FEW else ())
 
 
@@ -136,7 +136,7 @@ def ranking_view(report: Report, styles: Mapping[str, StrategyStyle]) -> Ranking
     legend: list[LegendEntry] = []
     for point in data.points:
         legend.append(_entry(point, report.rankings[0].index(point.label), legend, styles))
-    label = in_words(list(dict.fromkeys(section.metric.label for section in report.sections)))
+    label = join_names(list(dict.fromkeys(section.metric.label for section in report.sections)))
     caption = (f"Average rank by {label} over the settings; 1 is the best. Bars reach half the critical difference "
                f"(Nemenyi, {100 * ALPHA:g}%) to each side. Methods whose bars overlap are not significantly different.")
     return RankingView(legend, FigureView("ranks", data.title, caption, data.alt, ("ranks-1",), data.name, wide=True,
@@ -167,7 +167,7 @@ def _has_matrix(result: Result) -> bool:
     return len({len(R) for R in result.R}) == 1
 
 
-def packed(matrices: Sequence[MatrixView]) -> str:
+def pack_matrices(matrices: Sequence[MatrixView]) -> str:
     """Return R of many methods as JSON for a script: id, title, unit, labels of rows, titles of columns, numbers.
 
     Percentages are in units of 1/10,000, and other values are the texts of the cells. The values of each seed are left
@@ -180,7 +180,7 @@ def packed(matrices: Sequence[MatrixView]) -> str:
                        for m in matrices], separators=(",", ":"))
 
 
-def _by_seed(result: Result, metric: Metric) -> list[list[str]]:
+def _format_seeds(result: Result, metric: Metric) -> list[list[str]]:
     """Return the values of the seeds behind each cell of the mean of R: `98.50 97.00`."""
     unit = unit_of(metric)
     return [[" ".join(number(a, unit) for a in values) for values in zip(*rows, strict=True)]
@@ -195,36 +195,36 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     figures = [*_errors(id_, slug, section),
         FigureView("lines", f"{heading} after each task",
                    f"Mean {label} over the tasks seen so far; bands are 95% confidence intervals.",
-                   f"Mean {label} over all tasks after the last one: {_after_last_task(tables[accuracy])}.",
+                   f"Mean {label} over all tasks after the last one: {_describe_last_task(tables[accuracy])}.",
                    (accuracy,), f"{slug}-{metric.name}", axis=axis_title(metric), metric=metric),
         FigureView("pareto", f"{heading} against cost",
                    f"The stepped line is the Pareto front: the best {label} at each cost. References are hollow and "
                    "not part of it.",
-                   f"{heading} against a cost. {heading}: {_in_words(comparison, comparison.cells(final))}.",
+                   f"{heading} against a cost. {heading}: {_describe_cells(comparison, comparison.cells(final))}.",
                    (f"{id_}-comparison",), f"{slug}-pareto", axis=axis_title(metric), costs=_costs(section),
                    final=comparison.index(final), metric=metric),
         FigureView("seeds", f"{heading} of each seed",
                    "A marker for each seed; bar and band are the mean and its 95% confidence interval.",
-                   f"{heading} of each seed. Means: {_in_words(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
+                   f"{heading} of each seed. Means: {_describe_cells(tables[seeds], tables[seeds].cells(SEEDS_MEAN))}.",
                    (seeds,), f"{slug}-seeds", axis=axis_title(metric), metric=metric),
         FigureView("lines", "Total parameters after each task",
                    "All parameters that a method holds after each task. Methods with the same number share a line of "
                    "alternating dashes.",
-                   f"Total parameters after the last task: {_after_last_task(tables[parameters])}.",
+                   f"Total parameters after the last task: {_describe_last_task(tables[parameters])}.",
                    (parameters,), f"{slug}-growth", axis="parameters"),
     ]
     if tables[forgetting].columns:  # no columns if there is a single task, or one test set for all tasks
         unit = tables[forgetting].columns[0].unit
-        amount = in_unit(unit).strip().capitalize() or "Amount"
+        amount = unit_suffix(unit).strip().capitalize() or "Amount"
         figures.append(FigureView(
             "bars", "Forgetting of each task",
             (f"{amount} that a task has lost since its best {label}" if metric.direction == "up" else
              f"{amount} by which a task's final {label} is above its best one")
             + "; whiskers are 95% confidence intervals over seeds.",
             f"Forgetting{UNIT_SUFFIX.get(unit, '')}: "
-            f"{_in_words(comparison, comparison.cells(FORGETTING.column.title))}.",
+            f"{_describe_cells(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
-    figures += [_over_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
+    figures += [_view_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
     if matrices and not all(result.common_test for result in section.results):
         figures.append(FigureView(
             "heat", section.matrix_title,
@@ -243,17 +243,17 @@ def _has_full_row(table: Table) -> bool:
     return any(all(cell.mean is not None for cell in row.cells) for row in table.rows)
 
 
-def _over_steps(slug: str, data: FigureData, section: Section) -> FigureView:
+def _view_steps(slug: str, data: FigureData, section: Section) -> FigureView:
     method_courses = courses(section.results)
-    lines = [{"row": course.row, "ends": course.ends, "tasks": [_rounded(points) for points in course.tasks],
-              "old": [_rounded(points) for points in course.old]} for course in method_courses]
+    lines = [{"row": course.row, "ends": course.ends, "tasks": [_round_points(points) for points in course.tasks],
+              "old": [_round_points(points) for points in course.old]} for course in method_courses]
     courses_json = json.dumps({"courses": lines, "colors": list(map(color_class, PALETTE))}, separators=(",", ":"))
     boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in method_courses)))
     return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=courses_json,
                       zooms=("all steps", *boundaries))
 
 
-def _rounded(points: Sequence[Point]) -> list[tuple[int, float]]:
+def _round_points(points: Sequence[Point]) -> list[tuple[int, float]]:
     return [(step, round(value, 4)) for step, value in points]
 
 
@@ -265,12 +265,12 @@ def _errors(id_: str, slug: str, section: Section) -> Iterator[FigureView]:
                          wide=True)
 
 
-def _after_last_task(table: Table) -> str:
+def _describe_last_task(table: Table) -> str:
     """Return the cells of a table's last task in words."""
-    return _in_words(table, table.cells(table.columns[-1].title))
+    return _describe_cells(table, table.cells(table.columns[-1].title))
 
 
-def _in_words(table: Table, cells: Sequence[Cell]) -> str:
+def _describe_cells(table: Table, cells: Sequence[Cell]) -> str:
     return "; ".join(f"{row.label} {cell.text}" for row, cell in zip(table.rows, cells, strict=True))
 
 

@@ -79,7 +79,7 @@ def show_table(table: Table, console: Console) -> None:
         if console.is_terminal:
             console.print(_rich(part, console))
         else:
-            console.out(_plain(part, console), highlight=False)
+            console.out(_format_plain(part, console), highlight=False)
     console.out()
 
 
@@ -111,26 +111,26 @@ def fit(table: Table, width: int, best: str = "") -> list[Table]:
 
 def _rich(table: Table, console: Console) -> RichTable:
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    grid.add_column(Text(_encodable(table.corner, console)), overflow="fold")
+    grid.add_column(Text(_make_encodable(table.corner, console)), overflow="fold")
     for column in table.columns:
-        grid.add_column(Text(_encodable(_header(column), console)), overflow="fold",
+        grid.add_column(Text(_make_encodable(_header(column), console)), overflow="fold",
                         justify="left" if column.unit == "text" else "right")
     for i, row in enumerate(table.rows):
-        cells = [Text(_encodable(c.text, console), style="bold green" if c.bold else "") for c in row.cells]
+        cells = [Text(_make_encodable(c.text, console), style="bold green" if c.bold else "") for c in row.cells]
         following = table.rows[i + 1:i + 2]
-        grid.add_row(Text(_encodable(_label(row), console)), *cells,
+        grid.add_row(Text(_make_encodable(_label(row), console)), *cells,
                      end_section=bool(following) and following[0].reference and not row.reference)
     return grid
 
 
-def _plain(table: Table, console: Console) -> str:
+def _format_plain(table: Table, console: Console) -> str:
     rows: list[list[str] | str] = []
     for i, row in enumerate(table.rows):
         if row.reference and i and not table.rows[i - 1].reference:
             rows.append(SEPARATING_LINE)
         texts = [_label(row), *(c.text + _BEST * c.bold for c in row.cells)]
-        rows.append([_encodable(text, console) for text in texts])
-    headers = [_encodable(text, console) for text in (table.corner, *map(_header, table.columns))]
+        rows.append([_make_encodable(text, console) for text in texts])
+    headers = [_make_encodable(text, console) for text in (table.corner, *map(_header, table.columns))]
     aligned = ["left" if c.unit == "text" else "right" for c in table.columns]
     return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=("left", *aligned))
 
@@ -149,14 +149,14 @@ def _lines(prefix: str, lines: Iterable[str], console: Console, style: str) -> N
 
 
 def _line(text: str, console: Console, style: str) -> None:
-    text = _encodable(text, console)
+    text = _make_encodable(text, console)
     if console.is_terminal:
         console.print(Text(text, style=style))
     else:
         console.out(text, highlight=False)
 
 
-def _encodable(text: str, console: Console) -> str:
+def _make_encodable(text: str, console: Console) -> str:
     """Return text with substitutes for characters that the console cannot encode."""
     try:
         text.encode(console.encoding)

@@ -33,7 +33,7 @@ METRIC_NAMES: dict[CellMetric, str] = {
     "AIA-pooled-all": "accuracies over the test samples of all tasks, averaged over the tasks"}
 
 
-def plain(reference: Reference, checked: Sequence[Checked]) -> str:
+def format_plain(reference: Reference, checked: Sequence[Checked]) -> str:
     """Return the table with its remarks for a terminal."""
     return "\n".join([f"{clean(reference.title)}: {clean(reference.paper)}, {clean(reference.source)}", "",
                       _table(checked, "simple"), "",
@@ -129,7 +129,7 @@ def _name(cell: Cell) -> str:
     return f"{_label(cell)}, {scenario_rules(cell.scenario).title}"
 
 
-def _published(cell: Cell) -> str:
+def _format_published(cell: Cell) -> str:
     spread = f" ± {cell.sem:.2f}" if cell.sem else f" (sd {cell.sd:.2f})" if cell.sd else ""
     return f"{cell.published:.2f}{spread}"
 
@@ -144,7 +144,7 @@ _TEXTS = ("scenario", "method", "verdict")  # columns that are aligned to the le
 _COLUMNS: dict[str, Callable[[Checked], str]] = {
     "scenario": lambda one: one.cell.scenario,
     "method": lambda one: clean(_label(one.cell)),
-    "published (%)": lambda one: _published(one.cell),
+    "published (%)": lambda one: _format_published(one.cell),
     "ours (%)": _format_measured,
     "seeds": lambda one: str(len(one.accuracies)),
     "difference": lambda one: NONE if one.difference is None else f"{one.difference:+.2f}",

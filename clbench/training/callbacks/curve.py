@@ -51,10 +51,10 @@ def points(steps: int, every: int) -> list[int]:
     >>> points(120, 25)[-5:]
     [49, 50, 75, 100, 120]
     """
-    return [step for step in range(steps + 1) if due(step, steps, every)]
+    return [step for step in range(steps + 1) if has_point(step, steps, every)]
 
 
-def due(step: int, steps: int, every: int) -> bool:
+def has_point(step: int, steps: int, every: int) -> bool:
     """Return whether there is a point after step `step` of a task with `steps` steps."""
     return step <= FIRST or step % every == 0 or step == steps
 
@@ -102,17 +102,17 @@ class CurveCallback(Callback):
 
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
         """Add a point to each curve, if one is due after this step."""
-        if not due(step, steps, self.every):
+        if not has_point(step, steps, self.every):
             return
         train_step = training.train_step if steps else None
         replicas = training.replicas
         device = replicas[0].strategy.class_mask.device
         synchronize(device)
         began = Clock.now()
-        with untouched([replica.strategy for replica in replicas]):
+        with preserve_state([replica.strategy for replica in replicas]):
             right = None
             if isinstance(train_step, StackedStep) and self.as_one:
-                right = self._as_one(training, train_step, task + 1)
+                right = self._count_as_stack(training, train_step, task + 1)
             for position, replica in enumerate(replicas):
                 add_point(self._curve(replica), task, step,
                           self.right(replica, training.recipe, task + 1) if right is None else right[position])
@@ -132,7 +132,7 @@ class CurveCallback(Callback):
         """Add the point after consolidation of the task."""
         for replica in training.replicas:
             began = Clock.now()
-            with untouched([replica.strategy]):
+            with preserve_state([replica.strategy]):
                 self._curve(replica).after.append(self.right(replica, training.recipe, task + 1))
             spent = Clock.now().since(began)
             replica.timings.curve[-1] += spent.wall
@@ -148,7 +148,7 @@ class CurveCallback(Callback):
         with precision.forward(recipe, offered.device, replica.strategy):
             for given_task in given_tasks(replica.strategy.stream_info.scenario, learned):
                 for prediction, y, tasks in predictions(replica.strategy, tests, size, given_task):
-                    right.index_add_(0, tasks, (answered(prediction.logits, offered[tasks]) == y).long())
+                    right.index_add_(0, tasks, (predict_outputs(prediction.logits, offered[tasks]) == y).long())
         return list(map(int, right.tolist()))
 
     def _tests(self, stream: Stream) -> Tests:
@@ -161,7 +161,7 @@ class CurveCallback(Callback):
             replica.curve = self.new_curve(replica.stream)
         return replica.curve
 
-    def _as_one(self, training: Training, train_step: StackedStep, learned: int) -> list[list[int]] | None:
+    def _count_as_stack(self, training: Training, train_step: StackedStep, learned: int) -> list[list[int]] | None:
         """Return the numbers of correct samples of each replica, predicted as a stack; None if that is not possible."""
         replicas = training.replicas
         first = replicas[0]
@@ -184,7 +184,7 @@ class CurveCallback(Callback):
                             return None
                         self.train_step = train_step
                         y, tasks = torch.stack([part[1] for part in batch]), batch[0][2]
-                        right.index_add_(1, tasks, (answered(logits, offered[:, tasks]) == y).long())
+                        right.index_add_(1, tasks, (predict_outputs(logits, offered[:, tasks]) == y).long())
         except RuntimeError as error:  # vmap does not support everything, such as branches on values
             if out_of_memory(error):
                 raise
@@ -238,13 +238,13 @@ def stacked_logits(train_step: StackedStep, x: Tensor, task: int | None, shared:
     return result  # type: ignore[no-any-return]
 
 
-def answered(logits: Tensor, offered: Tensor) -> Tensor:
+def predict_outputs(logits: Tensor, offered: Tensor) -> Tensor:
     """Return the predicted outputs [...] by logits [..., C], among those in the mask `offered` of the same shape."""
     return logits.masked_fill(~offered, float("-inf")).argmax(-1)
 
 
 @contextmanager
-def untouched(strategies: Sequence[Strategy]) -> Iterator[None]:
+def preserve_state(strategies: Sequence[Strategy]) -> Iterator[None]:
     """Set strategies to eval mode without gradients inside the block, and restore the state of training after it."""
     modules = chain.from_iterable(strategy.modules() for strategy in strategies)
     modes = [(module, module.training) for module in modules]

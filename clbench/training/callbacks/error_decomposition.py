@@ -28,7 +28,7 @@ from clbench.training.replica import Replica
 SWEEPS = 100  # most sweeps over the tasks; each sweep but the last gains at least one sample
 
 
-def corrected(scores: Tensor, task: Tensor, sure: Tensor, half: Tensor) -> Tensor:
+def find_corrected(scores: Tensor, task: Tensor, sure: Tensor, half: Tensor) -> Tensor:
     """Return which samples are correct with constants that are fitted to the other half of the samples, bool [N].
 
     Args:
@@ -74,13 +74,13 @@ def ascend(scores: Tensor, task: Tensor, start: Tensor) -> Tensor:
     for _ in range(SWEEPS):
         previous = constants.clone()
         for column in range(len(constants)):
-            constants[column] = along(scores, task, constants, column)
+            constants[column] = best_constant(scores, task, constants, column)
         if torch.equal(previous, constants):
             break
     return constants
 
 
-def along(scores: Tensor, task: Tensor, constants: Tensor, column: int) -> float:
+def best_constant(scores: Tensor, task: Tensor, constants: Tensor, column: int) -> float:
     """Return the best constant for one column with the others fixed; the current constant if none is better.
 
     A sample of this task is correct above a threshold of the constant, and a sample of another task below one, if at
@@ -146,11 +146,11 @@ class Tally:
             self.seen.won.append(prediction.task[is_learned])
             return
         self.seen.won.append(self.task_of[best])
-        self.seen.sure.append(self._among_own(logits, tasks) == y)
+        self.seen.sure.append(self._predict_in_task(logits, tasks) == y)
         empty = logits.new_full((len(y), len(self.own)), float("-inf"))
         self.seen.scores.append(empty.scatter_reduce(1, self.task_of.expand(len(y), -1), logits, "amax"))
 
-    def _among_own(self, logits: Tensor, tasks: Tensor) -> Tensor:
+    def _predict_in_task(self, logits: Tensor, tasks: Tensor) -> Tensor:
         """Return the predicted output [n] among the outputs of the true task."""
         return logits.masked_fill(~self.own[tasks], float("-inf")).argmax(1)
 
@@ -174,7 +174,7 @@ class Tally:
                                                    "only_unguided": count(right & ~right_with_task)})
         scores = torch.cat(self.seen.scores)[:, :self.learned].cpu()
         return error_counts.model_copy(
-            update={"corrected": count(corrected(scores, tasks, right_with_task, halves(y)))})
+            update={"corrected": count(find_corrected(scores, tasks, right_with_task, halves(y)))})
 
     def _right_with_task(self, strategy: Strategy) -> Tensor:
         """Return which samples are correct if the task is given, bool [N]."""
@@ -184,7 +184,7 @@ class Tally:
         for task in range(self.learned):
             for x, y, tasks in tests.batches(size, task):
                 logits = strategy.predict(x, task).logits
-                right.append(self._among_own(logits, tasks) == y)
+                right.append(self._predict_in_task(logits, tasks) == y)
         return torch.cat(right).cpu()
 
 
@@ -223,11 +223,11 @@ class ErrorDecomposition:
     probed: bool = False
 
     @classmethod
-    def wanted(cls, settings: ExecutionSettings, scenario: Scenario) -> ErrorDecomposition:
+    def for_settings(cls, settings: ExecutionSettings, scenario: Scenario) -> ErrorDecomposition:
         """Return the error decomposition that the settings of a run request in a scenario."""
         return cls(settings.anatomy == "each", settings.probe and not scenario_rules(scenario).task_given)
 
-    def tally(self, stream: Stream, scenario: Scenario, learned: int) -> Tally | None:
+    def make_tally(self, stream: Stream, scenario: Scenario, learned: int) -> Tally | None:
         """Return a tally for the evaluation after `learned` tasks; None if its errors are not decomposed."""
         is_due = learned == len(stream.tasks) or (self.each and learned > 0)
         return Tally(stream, learned) if is_due and divides(stream, scenario) else None

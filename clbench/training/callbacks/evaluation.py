@@ -57,7 +57,7 @@ class EvaluationCallback(Callback):
         cache = self.caches.setdefault(id(replica), PredictionCache(replica.seed, self.verify_caches))
         began = Clock.now()
         with precision.forward(recipe, replica.strategy.class_mask.device, replica.strategy):
-            tally = self.decomposition.tally(replica.stream, scenario, learned)
+            tally = self.decomposition.make_tally(replica.stream, scenario, learned)
             right: list[Tensor] = []
             not_numbers: list[Tensor] = []
 

@@ -87,10 +87,10 @@ class Callbacks(Callback):
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         """Store the callbacks in the order in which they are called."""
         self.callbacks = list(callbacks)
-        self.preparing = self._overriding("around_prepare")
-        self.stepping = self._overriding("around_step")
+        self.preparing = self._find_overriding("around_prepare")
+        self.stepping = self._find_overriding("around_step")
 
-    def _overriding(self, name: str) -> list[Callback]:
+    def _find_overriding(self, name: str) -> list[Callback]:
         """Return the callbacks that override a method, because every context takes time in each step."""
         return [callback for callback in self.callbacks if overrides(callback, name, Callback)]
 
@@ -101,7 +101,7 @@ class Callbacks(Callback):
 
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> AbstractContextManager[object]:
         """Return the contexts of all callbacks as one."""
-        return nested([callback.around_prepare(replica, batch) for callback in self.preparing])
+        return nest_contexts([callback.around_prepare(replica, batch) for callback in self.preparing])
 
     def on_phase(self, training: Training, inputs: PhaseInputs) -> None:
         """Call all callbacks."""
@@ -110,7 +110,7 @@ class Callbacks(Callback):
 
     def around_step(self, training: Training, batches: Sequence[Batch]) -> AbstractContextManager[object]:
         """Return the contexts of all callbacks as one."""
-        return nested([callback.around_step(training, batches) for callback in self.stepping])
+        return nest_contexts([callback.around_step(training, batches) for callback in self.stepping])
 
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
         """Call all callbacks."""
@@ -134,7 +134,7 @@ class Callbacks(Callback):
 
 
 @contextmanager
-def entered(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
+def enter_contexts(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
     """Enter contexts one after the other."""
     with ExitStack() as stack:
         for context in contexts:
@@ -142,8 +142,8 @@ def entered(contexts: Sequence[AbstractContextManager[object]]) -> Iterator[None
         yield
 
 
-def nested(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
+def nest_contexts(contexts: Sequence[AbstractContextManager[object]]) -> AbstractContextManager[object]:
     """Return several contexts as one."""
     if not contexts:
         return nullcontext()
-    return contexts[0] if len(contexts) == 1 else entered(contexts)
+    return contexts[0] if len(contexts) == 1 else enter_contexts(contexts)

@@ -30,7 +30,7 @@ from clbench.results.records import Answer
 from clbench.strategy.base import Strategy
 from clbench.strategy.objectives import prompts_of
 from clbench.training import precision
-from clbench.training.callbacks.curve import untouched
+from clbench.training.callbacks.curve import preserve_state
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, predict_routed, route
 from clbench.training.replica import Replica
@@ -85,7 +85,7 @@ class LanguageCallback(Callback):
         """Score general texts, and answer prompts of the task just learned; after the last task, of all tasks."""
         for replica in training.replicas:
             self._score(replica, training, task)
-            with untouched([replica.strategy]), self._forward(replica, training):
+            with preserve_state([replica.strategy]), self._forward(replica, training):
                 self._answer(replica, task)
 
     def _forward(self, replica: Replica, training: Training) -> Any:
@@ -96,7 +96,7 @@ class LanguageCallback(Callback):
         strategy = replica.strategy
         device = strategy.class_mask.device
         given_task = task if strategy.stream_info.task_given else None
-        with untouched([strategy]), self._forward(replica, training):
+        with preserve_state([strategy]), self._forward(replica, training):
             for texts in self.general:
                 sums: dict[str, float] = {}
                 size = batch_size(replica.stream, device, texts.tests.y.shape[1])
@@ -171,9 +171,9 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
     device, head = strategy.class_mask.device, strategy.head_of_task(task)
     texts = [list(prompt) for prompt in prompts]
     open_rows = list(range(len(texts)))
-    tasks = route(strategy, padded(texts).to(device), task)
+    tasks = route(strategy, pad_texts(texts).to(device), task)
     while open_rows:
-        x = padded([texts[row] for row in open_rows]).to(device)
+        x = pad_texts([texts[row] for row in open_rows]).to(device)
         hidden = predict_routed(strategy, x, task, None if tasks is None else tasks[open_rows]).logits
         last_positions = torch.tensor([len(texts[row]) - 1 for row in open_rows], device=device)
         chosen = head(hidden[torch.arange(len(open_rows), device=device), last_positions]).argmax(-1).tolist()
@@ -185,7 +185,7 @@ def generate(strategy: Strategy, prompts: Sequence[Sequence[int]], task: int | N
     return [text[len(prompt):] for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def padded(texts: Sequence[Sequence[int]]) -> Tensor:
+def pad_texts(texts: Sequence[Sequence[int]]) -> Tensor:
     """Return the tokens of several texts, padded to the same length, as inputs int32 [N, L]."""
     x = torch.full((len(texts), max(map(len, texts))), tokens.NO_TOKEN, dtype=tokens.DTYPE)
     for row, text in enumerate(texts):
