@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -134,6 +135,8 @@ class Budget:
         augment: augments raw training images [N, C, H, W]; None if the benchmark does not. The flag is whether the
             images are replayed. For a whole batch of `following`, the random numbers are the same as for every other
             method. Other images use separate random numbers.
+        autocast: the context in which losses are computed: bfloat16 for precision bf16, else nothing. It may be entered
+            many times. Call `backward` outside of it.
     """
 
     recipe: Recipe
@@ -142,6 +145,7 @@ class Budget:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler | None]
     augment: Callable[[Tensor, bool], Tensor] | None = None
+    autocast: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 class PhaseSpec(int):

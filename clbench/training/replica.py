@@ -25,6 +25,7 @@ from clbench.results.items import ItemResults, ItemScores
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Budget, PhaseSpec
+from clbench.training import precision
 from clbench.training.budget import phases_of, shares_of, steps_of, steps_per_epoch, whole_phase
 from clbench.training.costs import Clock, Footprint
 from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
@@ -214,9 +215,8 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
     strategy.train()
     budget = Budget(
         recipe, steps_of(recipe, len(task.train)), partial(sampler.following, torch.device("cpu")),
-        partial(make_optimizer, recipe),
-        partial(make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
-        sampler.augmented if augment else None)
+        partial(make_optimizer, recipe), partial(make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
+        sampler.augmented if augment else None, precision.forward(recipe, strategy.class_mask.device, strategy))
     with around:
         returned: object = strategy.fit(task, budget)
     if not isinstance(returned, Tensor):

@@ -77,3 +77,20 @@ def test_a_loop_of_its_own_must_return_a_tensor(losses, kind):
     own = bench(StrategyInfo("own", Own, ""), {}, "task", 0)
     with pytest.raises(PluginError, match=rf"`fit` of Own must return a tensor, not {kind}"):
         TrainingLoop([own.replica], RECIPE).train_task(0)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_loop_of_its_own_gets_the_context_of_the_precision(precision, dtype):
+    class Own(Strategy):
+        def fit(self, task, budget):
+            samples = task.train.take(budget.following())
+            x = self.stream_info.prepare(samples.x)
+            for _ in range(2):
+                with budget.autocast:
+                    self.found = self.model(x).dtype
+            assert self.model(x).dtype == torch.float32
+            return torch.ones(1)
+
+    own = bench(StrategyInfo("own", Own, ""), {}, "task", 0)
+    TrainingLoop([own.replica], RECIPE.model_copy(update={"precision": precision})).train_task(0)
+    assert own.strategy.found == dtype
