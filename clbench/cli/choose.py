@@ -112,8 +112,9 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     comparison = "less" if choice.metric.direction == "up" else "more"
     total = len(choice.rivals) + len(choice.refused) + (choice.best is not None)
     flags = " ".join(constraint.flag for constraint in choice.limits)
-    yield (f"{choice.title}: {total - len(choice.refused)} of {total} methods "
-           + (f"meet {flags}" if flags else "have all results"))
+    count = total - len(choice.refused)
+    end = f"meet{'s' * (count == 1)} {flags}" if flags else f"{'has' if count == 1 else 'have'} all results"
+    yield f"{choice.title}: {count} of {total} methods {end}"
     if choice.best is None or choice.accuracy is None:
         yield f"  no method {'meets all constraints' if choice.limits else 'has a result for every seed'}"
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import pluggy
 
 from clbench.core.data_sets import DataSet
-from clbench.core.errors import PluginError, unknown
+from clbench.core.errors import PluginError
 from clbench.core.objective import CLASSIFICATION, OBJECTIVES, ObjectiveInfo
 from clbench.core.options import NoOptions, Options
 from clbench.core.pretrained import WeightsSource
@@ -97,7 +97,8 @@ class StrategyInfo:
             warn(f"family {self.family!r}", repr(OLD_FAMILIES[self.family]))
             object.__setattr__(self, "family", OLD_FAMILIES[self.family])
         if self.family not in FAMILIES:
-            raise PluginError(f"method {self.name!r}: " + unknown("family", self.family, FAMILIES, "clbench methods"))
+            raise PluginError(f"method {self.name!r}: there is no family {self.family!r}; choose one of "
+                              f"{', '.join(FAMILIES)}")
         if self.budget and (set(self.budget) != BUDGET or min(self.budget.values()) < 1):
             raise PluginError(f"method {self.name!r}: budget needs {', '.join(sorted(BUDGET))}, each above 0; got "
                               f"{dict(self.budget)}")

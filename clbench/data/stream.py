@@ -204,6 +204,9 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     notes = []
     if isinstance(options, OwnOptions) and (shared := shared_outputs((t.classes, t.class_names) for t in stream.tasks)):
         notes.append("classes share an output: " + some(f"output {k} = {' / '.join(v)}" for k, v in shared.items()))
+    single = [str(number) for number, task in enumerate(stream.tasks, 1) if len(task.classes) == 1]
+    if raw.has_classes and scenario_rules(scenario).task_given and single:
+        notes.append(f"tasks with a single class: {some(single)}; the task ID alone gives the right answer in them")
     return replace(stream, data=raw.digest, notes=(*stream.notes, *notes))
 
 

@@ -56,8 +56,8 @@ class Ports(NamedTuple):
     inputs: int  # number of channels
     outputs: int  # number of channels
     stride: int = 1  # of feature maps
-    # Whether inputs and outputs are tokens [N, L, channels] instead of feature maps [N, channels, H, W]. In networks
-    # for text, a token of zeros is padding.
+    # Whether inputs and outputs are tokens [N, L, channels] instead of feature maps [N, channels, H, W]. The first body
+    # of a vision transformer turns an image into tokens. In networks for text, a token of zeros is padding.
     tokens: bool = False
 
 

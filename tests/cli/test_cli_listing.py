@@ -74,7 +74,7 @@ def test_the_year_is_the_first_in_the_paper(paper, year):
 
 
 def test_an_unknown_family_is_an_error_with_near_names():
-    with pytest.raises(PluginError, match="method 'mine': no family 'replays'; did you mean 'replay'"):
+    with pytest.raises(PluginError, match="method 'mine': there is no family 'replays'; choose one of references, "):
         StrategyInfo("mine", "mine:Mine", "a method", family="replays")
 
 

@@ -57,6 +57,23 @@ def test_rows_of_an_npz_with_names(tmp_path):
     assert all((owls == row).all(1).any() for row in last.x[last.y == 3])
 
 
+def test_tasks_of_one_class_are_noted_if_the_task_id_is_given(tmp_path):
+    x, y = rows(3)
+    np.savez(tmp_path / "a.npz", X=x, y=y)
+    note = "tasks with a single class: 2; the task ID alone gives the right answer in them"
+    for scenario, noted in (("task", True), ("class", False)):
+        assert (note in stream("arrays", "a.npz", tmp_path, scenario, tasks=2).notes) is noted
+    assert not any("single class" in n for n in stream("arrays", "a.npz", tmp_path, tasks=1).notes)
+
+
+def test_labels_in_an_array_of_objects_get_advice(tmp_path):
+    x, y = rows()
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y.astype(object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"cannot read .*y.npy: .*save text as np.array\(y, dtype=str\)"):
+        stream("arrays", "x.npy", tmp_path, labels="y.npy")
+
+
 def test_a_file_with_its_own_split_tasks_and_class_names(tmp_path):
     x, y = rows()
     names = {"class_names": json.dumps(["d", "c", "b", "a"])}

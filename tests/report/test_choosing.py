@@ -129,7 +129,7 @@ def test_a_multiple_accepts_each_name_of_a_method(tmp_path, capsys, name):
     tuned = [r.model_copy(update={"key": r.trial.key}) for r in tuned]
     run = str(folder(tmp_path, *tuned, *(record("ewc", seed) for seed in SEEDS)))
     assert cli.call(["choose", run, "--max-kept", f"0.5x-{name}"]) == 0
-    assert f"1 of 2 methods meet --max-kept 0.5x-{name}" in capsys.readouterr().out
+    assert f"1 of 2 methods meets --max-kept 0.5x-{name}" in capsys.readouterr().out
 
 
 def test_without_constraints_it_says_that_no_method_has_all_results(tmp_path, capsys):

@@ -29,6 +29,7 @@ from clbench.data.raw import RawStream
 
 Arrays = dict[str, Any]  # of torch or numpy
 CHANNELS = (1, 3)  # sizes of an axis of color channels
+NO_OBJECTS = "arrays of Python objects are not read; save text as np.array(y, dtype=str)"
 
 
 def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> RawStream:
@@ -108,8 +109,7 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
         with np.load(path, allow_pickle=False) as file:
             contents: Arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{where}: cannot read {path}: {message_of(error)} (arrays of Python objects are "
-                        "not read; save text as np.array(y, dtype=str))") from error
+        raise DataError(f"{where}: cannot read {path}: {message_of(error)} ({NO_OBJECTS})") from error
     return contents, _class_names(contents.pop(NAMES, []), where)
 
 
@@ -122,7 +122,7 @@ def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
         try:
             contents[key] = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DataError(f"{where}: cannot read {file}: {message_of(error)}") from error
+            raise DataError(f"{where}: cannot read {file}: {message_of(error)} ({NO_OBJECTS})") from error
     return contents, ()
 
 

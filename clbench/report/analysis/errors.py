@@ -208,7 +208,7 @@ def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> li
             continue
         tasks = len(last_counts[0].samples)
         names = [_label_task(i, named) for i in range(tasks)]
-        rows = tuple(Row(names[i], tuple(_shared([c.tasks[i][j] / c.samples[i] for c in last_counts])
+        rows = tuple(Row(names[i], tuple(_mean_cell([c.tasks[i][j] / c.samples[i] for c in last_counts], "percent")
                                          for j in range(tasks))) for i in range(tasks))
         kind = "task of the winning output" if last_counts[0].corrected else "inferred task"
         tables.append(Table(f"{method.label}: {kind}, mean over {len(last_counts)} seed{'s' * (len(last_counts) > 1)}",
@@ -216,8 +216,8 @@ def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> li
     return tables
 
 
-def _shared(values: Sequence[float]) -> Cell:
-    return Cell(number(fmean(values), "percent"), fmean(values), n=len(values), values=tuple(values))
+def _mean_cell(values: Sequence[float], unit: Unit) -> Cell:
+    return Cell(number(fmean(values), unit), fmean(values), n=len(values), values=tuple(values))
 
 
 def _label_task(index: int, named: NamedTasks | None) -> str:
@@ -239,7 +239,7 @@ def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
             continue
         names = [name for name in PARTS if name in parts_of(rows_by_seed[0][0])]
         rows = tuple(Row(f"after task {seed_counts[0].learned}", tuple(
-            _pointed([value(c) for c in seed_counts]) for value in (
+            _mean_cell([value(c) for c in seed_counts], "points") for value in (
                 lambda c: 1 - share(c.right, c.samples), *(_named_part(name) for name in names))))
             for seed_counts in zip(*rows_by_seed, strict=True))
         tables.append(Table(f"{method.label}: points lost after each task, of the tasks learned", tuple(
@@ -249,7 +249,3 @@ def rows_of(methods: Sequence[MethodRecords]) -> list[Table]:
 
 def _named_part(name: str) -> Callable[[ErrorCounts], float]:
     return lambda counts: parts_of(counts)[name]
-
-
-def _pointed(values: Sequence[float]) -> Cell:
-    return Cell(number(fmean(values), "points"), fmean(values), n=len(values), values=tuple(values))
