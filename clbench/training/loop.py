@@ -36,7 +36,7 @@ from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.training import cache, precision
-from clbench.training.budget import phases_of, shares_of, steps_of, steps_per_epoch
+from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
@@ -132,7 +132,7 @@ class TrainingLoop:
             SpecError: there are fewer steps than phases.
         """
         strategy, index = self.replicas[0].strategy, tasks[0].index
-        if strategy.owns_loop or not shared_phases([*map(shares_of, (r.strategy for r in self.replicas), tasks)]):
+        if strategy.owns_loop or not shared_phases([replica.strategy for replica in self.replicas], tasks):
             self.callbacks.on_step(self, index, 0, 0)
             if not strategy.owns_loop:
                 return [TaskResult(steps=0) for _ in tasks]

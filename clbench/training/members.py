@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from clbench.core.errors import PluginError
 from clbench.core.torch_private import attributes_of, copy_on_write, is_copy_on_write
 from clbench.data.samples import Samples
-from clbench.strategy.base import Strategy, StreamInfo
+from clbench.strategy.base import Strategy, StreamInfo, Task
+from clbench.training.budget import shares_of
 
 
 class Unstackable(ValueError):
@@ -51,12 +52,13 @@ def require_same_structure(strategies: Sequence[Strategy]) -> None:
             raise Unstackable(f"only some of the trials have or train {different[0]}")
 
 
-def shared_phases(phases: Sequence[list[float]]) -> list[float]:
-    """Return the relative lengths of the phases of each replica, after checking that they are equal.
+def shared_phases(strategies: Sequence[Strategy], tasks: Sequence[Task]) -> list[float]:
+    """Return the relative lengths of the phases of a task, after checking that all replicas have the same.
 
     Raises:
         Unstackable: they differ.
     """
+    phases = list(map(shares_of, strategies, tasks))
     if any(shares != phases[0] for shares in phases):
         raise Unstackable("its phases differ between the trials")
     return phases[0]

@@ -28,11 +28,11 @@ from clbench.data.samples import Samples
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
-from clbench.training.budget import shares_of, whole_phase
+from clbench.training.budget import whole_phase
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
-from clbench.training.members import Unstackable, stackable
+from clbench.training.members import Unstackable, shared_phases, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, TaskResult, divergence, last_tenths, on_host
@@ -62,10 +62,11 @@ class StreamLoop(TrainingLoop):
 
         Raises:
             SpecError: the strategy splits the stream into phases, or has its own training loop.
-            Unstackable: the random draws of the replicas would depend on each other.
+            Unstackable: replicas differ in their phases, or their random draws would depend on each other.
         """
         first, samplers = self.replicas[0].strategy, [self.samplers[id(replica)] for replica in self.replicas]
-        if first.owns_loop or len(phases := shares_of(first, tasks[0])) > 1:
+        strategies = [replica.strategy for replica in self.replicas]
+        if first.owns_loop or len(phases := shared_phases(strategies, tasks)) > 1:
             raise SpecError(f"{type(first).__name__} has phases, or a loop of its own: it cannot be run with hidden "
                             "boundaries")
         samples = stackable([sampler.parts[0] for sampler in samplers])

@@ -224,6 +224,20 @@ def test_a_stack_trains_as_its_members_do(name):
             benches, (hidden(), hidden((24, 24, 24))), strict=True)], RECIPE)
 
 
+def test_seeds_with_other_phases_do_not_train_as_a_stack():
+    class Passes(Strategy):
+        passive = False
+
+        def phases(self, task):
+            return int(not self.passive)
+
+    info = StrategyInfo("passes", Passes, "", task_free=True)
+    benches = [bench(info, {}, "class", s, stream=hidden(seed=s)) for s in (0, 1)]
+    benches[1].strategy.passive = True
+    with pytest.raises(Unstackable, match="its phases differ between the trials"):
+        StreamLoop([b.replica for b in benches], RECIPE).train_task(0)
+
+
 def test_random_transforms_are_drawn_from_the_seed():
     parts = stochastic("class").tasks
     stream = replace(tiny_stream("class"), tasks=parts, hidden=True)
