@@ -32,6 +32,7 @@ from clbench.results.curve import Curve
 from clbench.strategy.base import Strategy
 from clbench.training import precision
 from clbench.training.budget import steps_of
+from clbench.training.cache import start_at
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock
 from clbench.training.evaluation import batch_size, given_tasks, offered_outputs
@@ -109,7 +110,7 @@ class CurveCallback(Callback):
         device = replicas[0].strategy.class_mask.device
         synchronize(device)
         began = Clock.now()
-        with preserve_state([replica.strategy for replica in replicas]):
+        with eval_mode([replica.strategy for replica in replicas]):
             right = None
             if isinstance(train_step, StackedStep) and self.as_one:
                 right = self._count_as_stack(training, train_step, task + 1)
@@ -132,7 +133,7 @@ class CurveCallback(Callback):
         """Add the point after consolidation of the task."""
         for replica in training.replicas:
             began = Clock.now()
-            with preserve_state([replica.strategy]):
+            with eval_mode([replica.strategy]):
                 self._curve(replica).after.append(self.right(replica, training.recipe, task + 1))
             spent = Clock.now().since(began)
             replica.timings.curve[-1] += spent.wall
@@ -244,24 +245,19 @@ def predict_outputs(logits: Tensor, offered: Tensor) -> Tensor:
 
 
 @contextmanager
-def preserve_state(strategies: Sequence[Strategy]) -> Iterator[None]:
+def eval_mode(strategies: Sequence[Strategy]) -> Iterator[None]:
     """Set strategies to eval mode without gradients inside the block, and restore the state of training after it."""
     modules = chain.from_iterable(strategy.modules() for strategy in strategies)
     modes = [(module, module.training) for module in modules]
-    starts = [(strategy.model, strategy.model.start) for strategy in strategies if getattr(strategy.model, "start", 0)]
     drawn = [(strategy.stream_info.generator, strategy.stream_info.generator.get_state()) for strategy in strategies]
     try:
         for strategy in strategies:
             strategy.eval()
-        for model, _ in starts:
-            model.start = 0
-        with seeds.scope(0, "curve"), torch.no_grad():
+        with start_at(strategies, 0), seeds.scope(0, "curve"), torch.no_grad():
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for model, start in starts:
-            model.start = start
         for generator, state in drawn:
             generator.set_state(state)
 

@@ -30,7 +30,7 @@ from clbench.results.records import Answer
 from clbench.strategy.base import Strategy
 from clbench.strategy.objectives import prompts_of
 from clbench.training import precision
-from clbench.training.callbacks.curve import preserve_state
+from clbench.training.callbacks.curve import eval_mode
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, predict_routed, route
 from clbench.training.replica import Replica
@@ -85,7 +85,7 @@ class LanguageCallback(Callback):
         """Score general texts, and answer prompts of the task just learned; after the last task, of all tasks."""
         for replica in training.replicas:
             self._score(replica, training, task)
-            with preserve_state([replica.strategy]), self._forward(replica, training):
+            with eval_mode([replica.strategy]), self._forward(replica, training):
                 self._answer(replica, task)
 
     def _forward(self, replica: Replica, training: Training) -> Any:
@@ -96,7 +96,7 @@ class LanguageCallback(Callback):
         strategy = replica.strategy
         device = strategy.class_mask.device
         given_task = task if strategy.stream_info.task_given else None
-        with preserve_state([strategy]), self._forward(replica, training):
+        with eval_mode([strategy]), self._forward(replica, training):
             for texts in self.general:
                 sums: dict[str, float] = {}
                 size = batch_size(replica.stream, device, texts.tests.y.shape[1])
