@@ -82,6 +82,13 @@ def header(path: Path) -> dict[str, str]:
         return {}  # loading the file reports the error
 
 
+def advise_text_model(predicts_tokens: bool) -> str:
+    """Return what to do if a benchmark of texts meets a model that takes numbers."""
+    if predicts_tokens:
+        return "choose --model hf:NAME, a causal language model"
+    return "choose --model hf:NAME, or make numbers of the texts by clbench embed"
+
+
 def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Weights | None, known: PretrainedInfo,
                   problems: list[str], info: ModelInfo, objective: ObjectiveInfo = CLASSIFICATION) -> Inputs:
     """Return the options of benchmark and model with the size and normalization that the weights need.
@@ -105,9 +112,8 @@ def settle_inputs(benchmark: Options, named: Named, model: Options, weights: Wei
         if info.text:
             benchmark = benchmark.model_copy(update={"tokenizer": info.name.partition(":")[2]})
         else:
-            problems.append(f"{named.name} has texts, and model {info.name!r} takes numbers; choose --model hf:NAME" +
-                            (", a causal language model" if objective.labels == "tokens" else
-                             ", or make numbers of the texts by clbench embed"))
+            problems.append(f"{named.name} has texts, and model {info.name!r} takes numbers; "
+                            + advise_text_model(objective.labels == "tokens"))
     preprocessing = known.preprocessing if weights is not None else None
     if preprocessing is None:
         if getattr(benchmark, "normalize", None) == "model":

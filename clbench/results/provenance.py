@@ -173,14 +173,18 @@ def _version(code: Code) -> str:
 
 
 def group_by_reason(stale: Iterable[tuple[Record, list[str]]]) -> list[str]:
-    """Return a line for each method and reason: `lora, seeds 0-2: the method's code (clbench_lora)`."""
+    """Return a line for each method and reason: `lora, seeds 0, 1: the method's code (clbench_lora)`."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for record, reasons in stale:
         scenario = record.trial.scenario
         groups.setdefault((record.label, scenario, " and ".join(reasons)), []).append(record.trial.seed)
     has_several_scenarios = len({scenario for _, scenario, _ in groups}) > 1
-    return [f"{label}{f' ({scenario})' if has_several_scenarios else ''}, seed{'s' if len(seeds) > 1 else ''} "
-            f"{', '.join(map(str, sorted(seeds)))}: {reasons}" for (label, scenario, reasons), seeds in groups.items()]
+    return [f"{label}{f' ({scenario})' if has_several_scenarios else ''}, {_list_seeds(seeds)}: {reasons}"
+            for (label, scenario, reasons), seeds in groups.items()]
+
+
+def _list_seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
 
 
 def commit_of(record: Record) -> str:
@@ -202,8 +206,8 @@ def results_by_commit(records: Sequence[Record]) -> list[str]:
     for commit, by_label in by_commit.items():
         labels: dict[str, list[str]] = {}  # by the seeds of the commit; empty if a method has no others
         for label, seeds in by_label.items():
-            part = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))} of "
-            labels.setdefault("" if len(seeds) == counts[label] else part, []).append(label)
+            part = "" if len(seeds) == counts[label] else f"{_list_seeds(seeds)} of "
+            labels.setdefault(part, []).append(label)
         names = "; ".join(f"{part}{', '.join(group)}" for part, group in labels.items())
         texts += [f"{commit} ({names})"] if commit != most else []
     return [*texts, f"{most} (all other results)"]

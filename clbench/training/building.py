@@ -21,6 +21,7 @@ from clbench.core.scenario import Scenario
 from clbench.core.user_code import place_of_function, users_place
 from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.stream import Stream, stored_inputs
+from clbench.experiment.inputs import advise_text_model
 from clbench.experiment.trial import Resolved, Trial, Weights
 from clbench.models.network import Network
 from clbench.models.weights import MisfitError, fill, hash_tensors, load_weights, misfit, rename_tensors
@@ -159,9 +160,7 @@ def require_kind(model: Resolved, stream: Stream, registry: Registry) -> None:
                         "choose another model, or a benchmark of texts such as text:FILE.csv")
     if stream.is_text and not text:
         raise SpecError(f"model {model.name!r} takes numbers, this benchmark has texts of {stream.input_shape[0]} "
-                        "tokens; choose --model hf:NAME" +
-                        (", a causal language model" if stream.predicts_tokens else
-                         ", or make numbers of the texts by clbench embed"))
+                        f"tokens; {advise_text_model(stream.predicts_tokens)}")
 
 
 def takes_images(model: Resolved, registry: Registry) -> bool:

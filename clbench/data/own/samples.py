@@ -98,10 +98,10 @@ def as_number(value: Any) -> float | None:
         return None
 
 
-def some(names: Iterable[str]) -> str:
-    """Return names as text: the first few, and the number of the others."""
+def some(names: Iterable[str], most: int = SHOWN) -> str:
+    """Return names as text: the first `most`, and the number of the others."""
     all_names = list(names)
-    return ", ".join(all_names[:SHOWN]) + (f" and {len(all_names) - SHOWN} more" if len(all_names) > SHOWN else "")
+    return ", ".join(all_names[:most]) + (f" and {len(all_names) - most} more" if len(all_names) > most else "")
 
 
 def note_untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
