@@ -129,7 +129,7 @@ def test_classes_without_test_samples_are_named():
 @pytest.mark.parametrize(("own", "options", "message"), [
     (samples({}), {}, "has no samples"),
     (samples({"a": 9}), {}, "one class only, 'a'"),
-    (samples({"a": 9, "b": 9, "c": 9}), {}, "give tasks=3 for a class each with --scenario class, or tasks=1 "
+    (samples({"a": 9, "b": 9, "c": 9}), {}, "give tasks=3 and --scenario class for one class per task, tasks=1 "
      ".*tasks_from=folders"),
     (samples({"a": 9, "b": 9}), {"tasks": 3}, "which do not make 3 tasks; give tasks = 2 or fewer"),
     (samples({"a": 9, "b": 9}), {"tasks": 2, "classes_in_order": "a+c"}, "and c is not there"),

@@ -89,7 +89,7 @@ def train_groups(division: Division) -> tuple[Tensor | None, ...]:
 
 def describe_tasks(names: Sequence[str]) -> list[str]:
     """Return a note with the names of the tasks, because reports number them; empty if they have no names."""
-    return [f"tasks 1 to {len(names)} are {some(names, LISTED)}"] if names else []
+    return [f"the tasks in order are {some(names, LISTED)}"] if names else []
 
 
 def describe_names(division: Division) -> list[str]:

@@ -155,9 +155,9 @@ def _assign_classes(classes: Sequence[str], options: TaskOptions, seed: int, whe
     if tasks is None:
         tasks = min(DEFAULT_TASKS, count // 2)
         if tasks < 2:
-            raise FewClassesError(f"{where} has {count} classes, too few for tasks of two; give tasks={count} for a "
-                                  "class each with --scenario class, or tasks=1 for one task, or say what names the "
-                                  "tasks: task_column=NAME, an array task, or tasks_from=folders for nested folders")
+            raise FewClassesError(f"{where} has {count} classes, too few for tasks of two classes; give tasks={count} "
+                                  "and --scenario class for one class per task, tasks=1 for one task, or names of the "
+                                  "tasks: task_column=NAME, an array called task, or tasks_from=folders (nested)")
         notes.append(f"{tasks} tasks by class, as nothing else is asked for (tasks = ...)")
     if tasks > count:
         raise DataError(f"{where} has {count} classes, which do not make {tasks} tasks; give tasks = {count} or fewer")
