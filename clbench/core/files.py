@@ -231,7 +231,7 @@ def readable_name(name: str) -> str:
 def run_folder_name(file: Path | None, benchmark: str) -> str:
     """Return the default name of an experiment's run folder: that of its file, or else of its benchmark.
 
-    >>> run_folder_name(Path("studies/mine.toml"), "split-mnist"), run_folder_name(None, "arrays:a/b.npz")
-    ('mine', 'arrays-a-b.npz')
+    >>> run_folder_name(Path("studies/mine.toml"), "split-mnist"), run_folder_name(None, "images:a/Bäume")
+    ('mine', 'images-a-Bäume')
     """
-    return file.stem if file else re.sub(r"[^A-Za-z0-9._-]+", "-", benchmark)
+    return file.stem if file else re.sub(r"[^\w.-]+", "-", benchmark)

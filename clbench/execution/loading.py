@@ -6,7 +6,6 @@ import inspect
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +16,8 @@ from clbench.core.errors import DataError, SpecError, StoreError, typed_message
 from clbench.core.files import Files, expand_home
 from clbench.core.registry import Registry, discover
 from clbench.core.renamed import old_classes
-from clbench.data.own.texts import as_tokens
 from clbench.data.stream import Stream
+from clbench.execution.raw_samples import raw_samples
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.models.network import Network
@@ -134,17 +133,19 @@ class SavedModel(nn.Module):
 
         Args:
             images: [N, *sample_shape], a tensor or an array in the format of the benchmark: uint8 pixels (or numbers in
-                [0, 1]), rows, or tokens. Texts may also be a list of strings.
+                [0, 1]), rows, or tokens. Texts may also be a list of strings. Photos may also be a path or a list of
+                paths; they are decoded, resized and cropped as those of the benchmark.
             task: index of the task of all samples. Scenario `task` requires it, and only the classes of this task
                 compete; the other scenarios ignore it.
             batch: batch size; by default that of the trial's evaluation.
 
         Raises:
-            DataError: the samples are no numbers, or have another shape or range.
+            DataError: the samples are no numbers, have another shape or range, or are photos that cannot be read.
             SpecError: see `task`.
         """
-        raw, recipe = self._raw(images), self.record.trial.trained_by
-        device, parts = self.offered.device, []
+        dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
+        raw = raw_samples(images, self.record, self.sample_shape, dtype, self.registry)
+        recipe, device, parts = self.record.trial.trained_by, self.offered.device, []
         with precision.products(recipe), precision.forward(recipe, device, self.strategy):
             for part in torch.split(raw, batch or self.outline.batch):
                 x = self.prepare(part.to(device))
@@ -158,32 +159,6 @@ class SavedModel(nn.Module):
             return Answers([], [], logits, tasks, values)
         classes: list[int] = logits.argmax(1).tolist()
         return Answers(classes, [self.class_names[c] for c in classes], logits, tasks)
-
-    def _raw(self, images: Any) -> Tensor:
-        """Return samples with the dtype in which the benchmark stores them."""
-        expected = f"{self.record.name} takes samples [N, {', '.join(map(str, self.sample_shape))}]"
-        dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
-        if dtype == tokens.DTYPE:
-            images = as_tokens(images, self.record.trial.benchmark.options, self.record.name)
-        if isinstance(images, np.ndarray):  # torch shares the memory, and warns if it is read-only, as that of a photo
-            images = np.require(images, requirements=["C", "W"])
-        try:
-            raw = torch.as_tensor(images)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"{expected} as a tensor or an array of numbers, and this {type(images).__name__} is not "
-                            "one: open a photo with Pillow and convert it by numpy.array, convert the inputs of a data "
-                            "frame by to_numpy('float32'), and give texts as a list") from error
-        if list(raw.shape[1:]) != self.sample_shape or not len(raw):
-            raise DataError(f"{expected}, not {list(raw.shape)}")
-        if raw.is_floating_point() and not bool(torch.isfinite(raw).all()):
-            raise DataError(f"{expected} of finite numbers, and these contain NaN or infinity: replace or remove them")
-        if dtype in (tokens.DTYPE, raw.dtype):
-            return raw.to(dtype)
-        raw = raw.to(torch.float32)
-        if dtype == torch.uint8 and (float(raw.min()) < 0 or float(raw.max()) > 1):
-            raise DataError(f"{self.record.name} takes images as uint8, or as numbers in [0, 1]; these go from "
-                            f"{float(raw.min()):g} to {float(raw.max()):g}")
-        return raw
 
     def evaluate(self, data_dir: str | os.PathLike[str] | None = None) -> list[float]:
         """Compute the last row of R again, with data in `data_dir`: accuracy in [0, 1] or another metric by task."""

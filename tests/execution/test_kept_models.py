@@ -22,6 +22,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.data.stream import load_stream
 from clbench.execution.exporting import export
+from clbench.execution.raw_samples import raw_samples
 from clbench.persistence.snapshot import training_state
 from clbench.results.store import MODEL, Store
 from clbench.strategy.base import Strategy
@@ -162,16 +163,46 @@ def test_the_docs_way_to_predict_a_photo_reads_it_as_the_benchmark_does(tmp_path
             photo.save(path, exif=exif)
     record, = clbench.run(methods="lora", benchmark="images:photos:tasks=2:size=16", model="mlp:width=16", seeds=1,
                           epochs=20, batch_size=4, workers=0, keep="models", out="runs/photos")
-    block, = (b.text for b in blocks((ROOT / "docs/save-models.md").read_text()) if "exif_transpose" in b.text)
+    block, = (b.text for b in blocks((ROOT / "docs/save-models.md").read_text()) if "new.jpg" in b.text)
     stream = load_stream(record.trial.benchmark, "task", 0, tmp_path, discover())
     assert record.R[-1][0] == 1
-    everything = torch.cat([part.x for task in stream.tasks for part in (task.train, task.test)])
     for color in record.stream.class_names[0]:
         shutil.copy(f"photos/{color}/0.png", "new.jpg")
-        names = {}
-        exec(block, names)
-        assert capsys.readouterr().out == f"{color}\n"
-        assert (everything == torch.from_numpy(names["pixels"])).flatten(1).all(1).any()
+        exec(block, {})
+        assert capsys.readouterr().out == f"['{color}']\n"
+    model, part = clbench.load_model("runs/photos"), stream.tasks[0].test
+    photos = [path for path in Path("photos").rglob("*.png") if path.parent.name in record.stream.class_names[0]]
+    found = {tuple(logits.tolist()) for logits in model.predict(photos, task=0).logits}
+    assert {tuple(logits.tolist()) for logits in model.predict(part.x, task=0).logits} <= found
+    assert model.predict(str(photos[0]), task=0).names == [photos[0].parent.name]
+    Path("broken.jpg").write_text("no photo")
+    with pytest.raises(DataError, match=r"1 of 2 photos cannot be read.*broken.jpg \(UnidentifiedImageError"):
+        model.predict([photos[0], "broken.jpg"], task=0)
+
+
+@pytest.mark.parametrize("size, options", [((50, 40), {"resize": 24, "crop": 16, "interpolation": "bilinear"}),
+                                           ((400, 300), {"size": 16}), ((20, 12), {})])
+def test_paths_of_photos_are_read_as_the_benchmark_reads_them(tmp_path, size, options):
+    generator = np.random.default_rng(1)
+    for name in ("a", "b"):
+        for number in range(4):
+            path = tmp_path / "photos" / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = generator.integers(0, 255, (6, 8, 3)).astype(np.uint8)
+            Image.fromarray(coarse).resize(size).save(path)
+    settings = "".join(f":{name}={value}" for name, value in options.items())
+    record, = clbench.run(methods="naive", benchmark=f"images:{tmp_path}/photos:tasks=1{settings}", seeds=1, epochs=1,
+                          model="mlp:width=4", batch_size=4, workers=0, keep="models", out=tmp_path / "run")
+    model = clbench.load_model(tmp_path / "run")
+    stream = load_stream(record.trial.benchmark, "task", 0, tmp_path, discover())
+    paths = sorted((tmp_path / "photos").rglob("*.jpg"))
+    read = raw_samples(paths, record, model.sample_shape, torch.uint8, discover())
+    stored = torch.cat([part.x for part in (stream.tasks[0].train, stream.tasks[0].test)])
+    assert {pixels.numpy().tobytes() for pixels in read} == {pixels.numpy().tobytes() for pixels in stored}
+    if not options:
+        Image.new("RGB", (12, 20)).save(tmp_path / "other.png")
+        with pytest.raises(DataError, match="it does not have 20 x 12 pixels, as the others have"):
+            model.predict(tmp_path / "other.png", task=0)
 
 
 def test_what_a_model_cannot_answer_is_said(run, tmp_path):
@@ -187,9 +218,9 @@ def test_what_a_model_cannot_answer_is_said(run, tmp_path):
         model.predict(images.float() + torch.arange(2).view(2, 1, 1, 1) * 255, task=0)
     with pytest.raises(DataError, match="of finite numbers, and these contain NaN or infinity"):
         model.predict(images + torch.nan, task=0)
-    for wrong in ("new.jpg", Path("new.jpg"), Image.new("RGB", (16, 16)), [images[0], images[1]], np.array(["a"])):
+    for wrong in (Image.new("RGB", (16, 16)), [images[0], images[1]], np.array(["a"])):
         with pytest.raises(DataError, match=rf"takes samples \[N, 3, 16, 16\] as a tensor or an array of numbers, and "
-                                            rf"this {type(wrong).__name__} is not one: open a photo with Pillow"):
+                                            rf"this {type(wrong).__name__} is not one: give photos as a list of paths"):
             model.predict(wrong, task=0)
     with pytest.raises(SpecError, match="has no plain network that answers"):
         clbench.load_model(run, by["icarl", "class"].key, task=0)

@@ -5,7 +5,6 @@ Photos are rotated as their EXIF data say, resized to one size and converted to 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,23 +126,39 @@ def read_photos(parts: Sequence[Sequence[Any]], options: PhotoOptions, where: st
     with ThreadPoolExecutor(_threads()) as pool:
         heads = _heads(pool, sources, opened, where)
         form, notes = format_of(heads, options)
-        shape = (form.channels, form.height, form.width)
-        size, available = copies * len(sources) * math.prod(shape), host_memory_left()
+        size = copies * len(sources) * form.channels * form.height * form.width
+        available = host_memory_left()
         if available is not None and size > available:
             raise DataError(f"{where}: {len(sources):,} photos of {form.width} x {form.height} pixels take "
                             f"{size / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available; choose a "
                             f"smaller size{way_out}")
-        x = [torch.empty((len(part), *shape), dtype=torch.uint8) for part in parts]
-        photos = [photo for part in x for photo in part.numpy()]
+        return _decode(pool, parts, form, opened, where), notes
 
-        def read(item: tuple[int, Any]) -> None:
-            with opened(item[1]) as image:
-                if form.resize is None:
-                    shrink(image, form)
-                into(photos[item[0]], fit_to_form(turn_upright(image, form.channels), form))
 
-        _all(pool, read, list(enumerate(sources)), where)
-    return x, notes
+def read_as(files: Sequence[Path], form: PhotoFormat, where: str) -> Tensor:
+    """Return photos in a given format, uint8 [N, C, H, W]; `where` names the reader in errors.
+
+    Raises:
+        DataError: photos cannot be read, or have sides that do not fit a format that is not square.
+    """
+    with ThreadPoolExecutor(_threads()) as pool:
+        return _decode(pool, [files], form, Image.open, where)[0]
+
+
+def _decode(pool: ThreadPoolExecutor, parts: Sequence[Sequence[Any]], form: PhotoFormat,
+            opened: Callable[[Any], Image.Image], where: str) -> list[Tensor]:
+    """Return the photos of each part in a format, uint8 [N, C, H, W]."""
+    x = [torch.empty((len(part), form.channels, form.height, form.width), dtype=torch.uint8) for part in parts]
+    photos = [photo for part in x for photo in part.numpy()]
+
+    def read(item: tuple[int, Any]) -> None:
+        with opened(item[1]) as image:
+            if form.resize is None:
+                shrink(image, form)
+            into(photos[item[0]], fit_to_form(turn_upright(image, form.channels), form))
+
+    _all(pool, read, list(enumerate(chain.from_iterable(parts))), where)
+    return x
 
 
 def format_of(heads: Sequence[Head], options: PhotoOptions) -> tuple[PhotoFormat, list[str]]:

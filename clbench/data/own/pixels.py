@@ -98,11 +98,17 @@ def shrink(image: Image.Image, form: PhotoFormat) -> None:
 
 
 def fit_to_form(image: Image.Image, form: PhotoFormat) -> Image.Image:
-    """Return an upright photo, resized and center-cropped to a format."""
+    """Return an upright photo, resized and center-cropped to a format.
+
+    Raises:
+        ValueError: without `resize`, a photo has other sides than a format that is not square.
+    """
     width, height = image.size
     if form.resize is None:
         if image.size == (form.width, form.height):
             return image
+        if form.height != form.width:
+            raise ValueError(f"it does not have {form.width} x {form.height} pixels, as the others have")
         size = form.height
         sides = [max(size, round(size * side / min(image.size))) for side in image.size]
         left, top = ((side - size) // 2 for side in sides)
