@@ -281,7 +281,7 @@ def test_texts_have_a_column_named_label_or_a_named_one(tmp_path):
     ([["1_000", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': '1_000' is no number"),
     ([[1, ""]], {}, r"row 41 \(line 42 of the file\), column 'label' is empty"),
     ([[1, 0.5]], {}, r"row 41 \(line 42 of the file\), column 'label' is 0.5; labels must be names or whole numbers"),
-    ([[1]], {}, "row 41 of t.csv has 1 values, its first line names 2 columns"),
+    ([[1]], {}, "line 42 of t.csv has 1 values, its first line names 2 columns"),
     ([], {"label_column": "labels"}, "label_column = labels: no column 'labels'; did you mean 'label'"),
     ([], {"leave_out": "w"}, "leave_out names w, its columns are v, label"),
     ([], {"leave_out": "v,w"}, r"its columns are v, label; a list is written with \+, as in a\+b$"),

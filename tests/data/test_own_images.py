@@ -258,6 +258,15 @@ def test_unreadable_files_are_an_error_that_names_three(tmp_path):
         stream(root, tmp_path)
 
 
+def test_a_photo_above_the_limit_of_pillow_is_named_with_what_to_do(tmp_path, monkeypatch):
+    folder(tmp_path / "p")
+    save(tmp_path / "p" / "ant" / "0.png", photo(size=(30, 30)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 440)
+    with pytest.raises(DataError, match=r"1 of 20 photos cannot be read.*0\.png \(it has more than 880 pixels, Pillow's "
+                                        r"limit: make it smaller\)"):
+        stream(tmp_path / "p", tmp_path)
+
+
 def test_a_truncated_file_is_an_error(tmp_path):
     root = folder(tmp_path / "p")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)).save(root / "ant" / "0.png")

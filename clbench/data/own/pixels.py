@@ -167,5 +167,7 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
 
 
 def reason(error: Exception) -> str:
-    """Return the type and the start of the message of an error of Pillow."""
+    """Return the type and the start of the message of an error of Pillow, or that a photo is too large."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, Pillow's limit: make it smaller"
     return typed_message(error)[:120]

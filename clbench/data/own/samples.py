@@ -220,9 +220,9 @@ def read_table(path: Path, where: str) -> Table:
                         "columns")
     if not rows:
         raise DataError(f"{where}: {path.name} has no rows below its first line, which names columns")
-    for index, row in enumerate(rows):
+    for line, row in numbered[1:]:
         if len(row) != len(names):
-            raise DataError(f"{where}: row {index + 1} of {path.name} has {len(row)} values, its first line names "
+            raise DataError(f"{where}: line {line} of {path.name} has {len(row)} values, its first line names "
                             f"{len(names)} columns")
     return Table(dict(zip(names, zip(*rows, strict=True), strict=True)), [line for line, _ in numbered[1:]])
 
