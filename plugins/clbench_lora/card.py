@@ -32,7 +32,7 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
             "model first, then")
     return "\n".join([
         "---", "library_name: peft", "tags:", "- lora", "- continual-learning", "---", "",
-        f"# LoRA adapter: {escape(str(benchmark))}, {escape(subject)}", "",
+        f"# LoRA adapter: {escape(benchmark.name)}, {escape(subject)}", "",
         *(f"- {name}: {escape(value)}" for name, value in facts.items()), "",
         *(classes(adapter) if adapter.has_head else ()),
         "## How to load it", "", f"{load} `peft.PeftModel.from_pretrained(model, folder)`.", ""])

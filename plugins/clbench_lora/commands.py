@@ -69,16 +69,18 @@ def list_(run: Path) -> None:
 
     from clbench.core.artifacts import task_folder
     from clbench.core.errors import StoreError
+    from clbench.report.formatting import number
     from clbench_lora.adapters import trials_with_adapters
 
     if not run.is_dir():
         raise StoreError(f"there is no folder {run}: check the path")
     rows = [[k.record.key, k.name, k.record.trial.scenario, k.record.status, numbers(k.tasks, ","),
-             ",".join(task_folder(k.folder, task).name for task in k.tasks), k.size] for k in trials_with_adapters(run)]
+             ",".join(task_folder(k.folder, task).name for task in k.tasks), number(k.size, "bytes")]
+            for k in trials_with_adapters(run)]
     if not rows:
         click.echo(f"no adapters in {run}")
         return
-    headers = ["key", "trial", "scenario", "state", "tasks", "folders of the tasks", "bytes"]
+    headers = ["key", "trial", "scenario", "state", "tasks", "folders of the tasks", "size"]
     click.echo(tabulate(rows, headers=headers, disable_numparse=True))
     click.echo(f"\nThe folders are in {run / 'artifacts'}/KEY. To copy the adapter of a task: "
                f"clbench adapters export {run} KEY --task N --to DIR")
@@ -96,20 +98,24 @@ def show(run: Path, trial: str | None, task: int | None, plugins: tuple[Path, ..
     """
     from tabulate import tabulate
 
+    from clbench.report.formatting import number
     from clbench_lora.adapters import find, layer_summaries
 
     source = find(run, trial, plugins)
     base = source.base()
-    for number in source.tasks if task is None else [task]:
-        adapter = source.adapter(number)
+    for task_number in source.tasks if task is None else [task]:
+        adapter = source.adapter(task_number)
         layers = layer_summaries(adapter, base)
-        rows = [[f.name, f.rank, f"{f.alpha:g}", f.parameters, f.bytes, f"{f.change:.4f}"] for f in layers]
-        rows.append(["all", "", "", sum(f.parameters for f in layers), sum(f.bytes for f in layers), ""])
+        rows = [[f.name, f.rank, f"{f.alpha:g}", number(f.parameters, "count"), number(f.bytes, "bytes"),
+                 f"{f.change:.4f}"] for f in layers]
+        rows.append(["all", "", "", number(sum(f.parameters for f in layers), "count"),
+                     number(sum(f.bytes for f in layers), "bytes"), ""])
         origin_text = f", task {origin.task + 1} of {origin.benchmark}" if (origin := adapter.info.origin) else ""
         names = source.stream.task_names
-        content = f"classes {outputs(adapter)}" if adapter.has_head else names[number] if names else "a language model"
-        click.echo(f"task {number + 1}{origin_text}: {content}")
-        click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "bytes", "|change| / |W|"],
+        content = f"classes {outputs(adapter)}" if adapter.has_head else \
+            names[task_number] if names else "a language model"
+        click.echo(f"task {task_number + 1}{origin_text}: {content}")
+        click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "size", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 
 
