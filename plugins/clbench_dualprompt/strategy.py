@@ -101,14 +101,18 @@ class DualPrompt(PromptedStrategy):
         return self.cross_entropy(logits, batch) + self.options.pull * pull
 
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
-        """Return logits [N, C] and, if the task is not given or not learned, the task [N] with the most similar key."""
+        """Return logits [N, C] and, if the task is not given, the task [N] with the most similar key.
+
+        A task that is given, but not learned yet, has the prompt of the task with the most similar key.
+        """
         if not self.prompted:
             return Prediction(super().forward(x, task), None if task is not None else
                               torch.full((len(x),), -1, device=x.device))
         if task is not None and task < len(self.keys):
             return Prediction(self.answer(x, self.e_prompts[task].expand(len(x), -1, -1, -1, -1)))
         chosen = self.similarity(self.query(x)).argmax(1)
-        return Prediction(self.answer(x, torch.stack(list(self.e_prompts))[chosen]), chosen)
+        logits = self.answer(x, torch.stack(list(self.e_prompts))[chosen])
+        return Prediction(logits, None if task is not None else chosen)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C], with prompts once they are in use."""

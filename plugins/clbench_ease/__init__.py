@@ -107,7 +107,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "trains adapters per task; classifies by prototypes in all their features", EASEOptions,
                          "Zhou et al. 2024, arXiv 2403.12030",
                          check_model="vit", recipe={"optimizer": "sgd", "lr": 0.025, "momentum": 0.9,
-                                                    "weight_decay": 5e-4, "schedule": "cosine"},
+                                                    "weight_decay": 5e-4, "schedule": "cosine", "schedule_by": "epoch"},
                          budget={"epochs": 20, "batch_size": 48, "samples": 2500},
                          parts_per_task=True, display_name="EASE", family="adapters and prompts"),
             StrategyInfo("lae", "clbench_ease.lae:LAE",

@@ -1,10 +1,10 @@
 """Expandable subspace ensemble (Zhou et al. 2024, arXiv 2403.12030): adapters per task, one classifier on all of them.
 
-Task t trains adapters of its own on a frozen network. Its head sigma cos(f, w) for its own classes is discarded
-afterward. Then each of its classes gets a prototype: its mean features in the subspace of each task so far,
-concatenated. The prototypes of old classes in new subspaces are combined from those of similar classes (`prototypes`),
-so no old samples are needed. With f_j the features by the adapters of task j, the logit of a class c of task i after T
-tasks is
+Task t trains adapters of its own on a frozen network. Its head sigma cos(f, w) for its own classes is not used
+afterward, and the next task's head replaces it. Then each of its classes gets a prototype: its mean features in the
+subspace of each task so far, concatenated. The prototypes of old classes in new subspaces are combined from those of
+similar classes (`prototypes`), so no old samples are needed. With f_j the features by the adapters of task j, the logit
+of a class c of task i after T tasks is
 
     cos(f_i, P_c[i]) + alpha / (T - 1) sum over j != i of cos(f_j, P_c[j])  (+ beta cos(f, P_c) without adapters)
 

@@ -18,10 +18,12 @@ differences:
   machine is left out.
 - The paper and PyCIL compare means by their cosine; the authors' published code (GregoirePetit/FeTrIL) takes the
   Euclidean distance: `nearest`.
+- PyCIL trains the first task at a rate of 0.1, and the head in later tasks at 0.05. Here all tasks have one rate.
 - PyCIL computes features without augmentation. Here a batch is augmented if the experiment augments it; means never
   are.
 - The paper studies scenario `class`. If the task is known, pseudo-features compete among the outputs of the task in
-  which their class came last. A class that comes again is not old in that task, and its mean is that of all samples.
+  which their class came last. A class that comes again is not old in that task, and its mean is that of all samples. If
+  it is n(c), the mean of the pseudo-features of c is therefore not exactly m_c.
 
 The paper's first task has half of the classes. With a small first task the frozen features are poor.
 """

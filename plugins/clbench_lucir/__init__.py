@@ -45,5 +45,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "replays with a cosine head; keeps feature directions and class margins", LUCIROptions,
                          "Hou et al. 2019, CVPR (Learning a Unified Classifier Incrementally via Rebalancing)",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-                                 "head_decay": "learning"},
+                                 "schedule": "steps", "milestones": [0.5, 0.75], "head_decay": "learning"},
                          display_name="LUCIR ({capacity})", family="distillation"),)

@@ -27,9 +27,10 @@ Reference codes differ:
 - Exemplars are herded in all codes but FACIL, and appended to the task's samples. Here they are mixed in
   (clbench.strategy.herding).
 
-The published configuration is SGD with learning rate 0.1, momentum 0.9 and weight decay 5e-4 (CIFAR-100) or 1e-4. Here,
-eta always has a learning rate of its own (`eta_lr`). Cosines are at most 1, so a softmax needs an eta of about 10,
-which Adam at 1e-3 would take ten thousand steps to reach. Everything else follows the training configuration.
+The published configuration for CIFAR-100 is SGD with learning rate 0.1, momentum 0.9 and weight decay 5e-4, for 160
+epochs. The rate falls to a tenth after 80 and after 120 epochs. Weight decay on ImageNet is 1e-4. Here, eta always has
+a learning rate of its own (`eta_lr`). Cosines are at most 1, so a softmax needs an eta of about 10, which Adam at 1e-3
+would take ten thousand steps to reach. Everything else follows the training configuration.
 
 Beyond the paper: if the task is known, labels compete within a task. No new class is then a negative of an old sample,
 and the ranking loss is 0. Outputs that are both old and the task's own (scenario `domain`, classes that return) are not

@@ -52,6 +52,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "replays with several weight vectors per class; distills pooled feature maps", PODNetOptions,
                          "Douillard et al. 2020, arXiv 2004.13513",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-                                 "schedule": "cosine", "head_decay": "learning"},
+                                 "schedule": "cosine", "schedule_by": "epoch", "head_decay": "learning"},
                          budget={"epochs": 160, "batch_size": 128, "samples": 5000},
                          display_name="PODNet ({capacity})", family="distillation"),)

@@ -36,7 +36,8 @@ Other differences:
   restarts. PyCIL does not imprint.
 - Fine-tuning: the authors train the head for 20 epochs at half of the first learning rate, including the proxies of old
   classes, as here. PyCIL trains everything except these proxies. Here the steps are a share of the task's steps,
-  because all methods have the same budget, and eta is not trained.
+  because all methods have the same budget, and eta is not trained. The authors' rate is constant in this phase; here,
+  the experiment's schedule starts again, so a cosine falls to 0.
 - lambda_c is 3 in the paper and the authors' code, and 5 in PyCIL.
 - The authors' code limits each number of a gradient to 5 and uses color jitter; here the experiment determines this.
   The paper's second evaluation, by the nearest mean of exemplars, is left out.

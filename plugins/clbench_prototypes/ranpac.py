@@ -11,6 +11,9 @@ Differences to the paper and its code (RanPAC/RanPAC):
 
 - The paper's M is 10,000, for networks with 768 features. G has M^2 numbers and W takes M^3 operations, hundreds of
   times the cost of a small network. With fewer than 768 features, M is therefore 5 times the number of features.
+- The candidates for r are compared by a well-conditioned solution, of as many equations as samples. W solves M
+  equations, as in the code. With fewer samples so far than M, a chosen r that is below the rounding error of G makes
+  predictions noise. This can happen with features of great length in tasks of one class; `ridge` prevents it.
 - The code stores G and Q in float32. They are float64 here, because r may be 10^-8, which doubles the storage.
 - The first session adapts a pretrained network by a small number of parameters: AdaptFormer (their choice for
   CIFAR-100), VPT or SSF. By default AdaptFormer's bottlenecks do so here in a vision transformer (`closed_form`). With

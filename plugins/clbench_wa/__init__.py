@@ -31,5 +31,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "replays and distills; scales new classes' weights to the length of old ones", WAOptions,
                          "Zhao et al. 2020, arXiv 1911.07053",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4,
+                                 "schedule": "steps", "milestones": [6 / 17, 10 / 17, 14 / 17],
                                  "head_decay": "learning"},
                          display_name="WA ({capacity})", family="distillation"),)

@@ -24,7 +24,8 @@ which gamma does not change. PyCIL also herds exemplars, but appends them to the
 (clbench.strategy.herding).
 
 Published configuration: SGD with momentum 0.9, learning rate 0.1 and weight decay (in PyCIL, 5e-4 on CIFAR-100 in the
-first task and 2e-4 later).
+first task and 2e-4 later). The schedule is PyCIL's for later tasks: 170 epochs, in which the rate falls to a tenth
+after 60, 100 and 140.
 
 Beyond the paper: if the task is known, labels compete within a task, and each old task's outputs are distilled
 separately. Outputs that are both old and the task's own (scenario `domain`, classes that return) have labels, are

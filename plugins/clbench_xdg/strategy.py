@@ -7,10 +7,12 @@ that tasks still share.
 
 In each layer, exactly round(gated x units) units are off, as the paper says. The authors' code (nmasse/
 Context-Dependent-Gating) draws each unit by itself; that of van de Ven (GMvandeVen/continual-learning) switches off an
-exact number. The latter has gates without SI by default: `strength = 0`. Each task has a head of its own here, which
-SI does not cover, because no later task trains it. The authors have one head for permuted MNIST; for other benchmarks
-they also study one head for each task. They train with dropout of 0.5 after each hidden layer, which a model of
-clbench has only if its options say so, and with EWC instead of SI as a second variant, which is left out.
+exact number. The latter has gates without SI by default: `strength = 0`, which still stores the importance. Each task
+has a head of its own here, which SI does not cover, because no later task trains it. The authors have one head for
+permuted MNIST; for other benchmarks they also study one head for each task. They train with dropout of 0.5 after each
+hidden layer, which a model of clbench has only if its options say so, and with dropout of 0.2 on the inputs of permuted
+MNIST. EWC instead of SI, their second variant, is left out. Their importance adds the positive part of each task's
+importance; here, as in SI, the sum over tasks is kept from falling below 0.
 
 If the task is not known, it is inferred as with the other methods that have a part per task (`infer`), which the paper
 does not do. The network must be a chain of Linear and Conv2d layers with ReLU and pooling (`mlp`, `cnn`); the

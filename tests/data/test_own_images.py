@@ -262,8 +262,8 @@ def test_a_photo_above_the_limit_of_pillow_is_named_with_what_to_do(tmp_path, mo
     folder(tmp_path / "p")
     save(tmp_path / "p" / "ant" / "0.png", photo(size=(30, 30)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 440)
-    with pytest.raises(DataError, match=r"1 of 20 photos cannot be read.*0\.png \(it has more than 880 pixels, Pillow's "
-                                        r"limit: make it smaller\)"):
+    with pytest.raises(DataError, match=r"1 of 20 photos cannot be read.*0\.png \(it has more than 880 pixels, "
+                                        r"Pillow's limit: make it smaller\)"):
         stream(tmp_path / "p", tmp_path)
 
 

@@ -108,6 +108,7 @@ def test_a_given_task_has_its_own_prompt_and_one_not_learned_yet_the_nearest():
         for task in range(2):
             torch.testing.assert_close(answer(strategy, task).logits, by_hand(strategy, x, task))
     assert torch.equal(answer(strategy, 2).logits, answer(strategy, None).logits)
+    assert answer(strategy, 2).task is None  # given, so not inferred
 
 
 def test_old_prompts_and_keys_stay_bit_for_bit_and_new_ones_start_as_the_last():
