@@ -83,8 +83,13 @@ class DualPrompt(PromptedStrategy):
         return self.g_prompts, self.e_prompts[-1], self.keys[-1]
 
     def similarity(self, query: Tensor) -> Tensor:
-        """Return the cosine [N, tasks] between each sample's query [N, D] and each task's key."""
-        return query @ F.normalize(torch.stack(list(self.keys)), dim=1).T
+        """Return the cosine [N, tasks] between each sample's query [N, D] and each task's key.
+
+        Keys of similar tasks differ by less than bfloat16 resolves, so the product is in float64, which autocast leaves
+        as it is.
+        """
+        keys = F.normalize(torch.stack(list(self.keys)), dim=1)
+        return (query.double() @ keys.double().T).float()
 
     def answer(self, x: Tensor, e_prompts: Tensor) -> Tensor:
         """Return logits [N, C] with the E-Prompts [N, 2, blocks, L_e, D] of each sample."""

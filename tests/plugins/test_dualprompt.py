@@ -97,6 +97,21 @@ def test_without_a_task_id_each_sample_gets_the_prompt_whose_key_is_most_like_it
     assert tasks[[0, 5, 9]].tolist() == [0, 1, 2]
 
 
+def test_keys_that_differ_by_less_than_bfloat16_resolves_are_told_apart_under_autocast():
+    strategy = dualprompt()
+    for index in range(2):
+        begin(strategy, make_task(index))
+    generator = torch.Generator().manual_seed(0)
+    query = F.normalize(torch.randn(20, D, generator=generator), dim=1)
+    strategy.keys[0].data = torch.randn(D, generator=generator)
+    strategy.keys[1].data = strategy.keys[0].data + 1e-3 * torch.randn(D, generator=generator)
+    keys = F.normalize(torch.stack(list(strategy.keys)).detach().double(), dim=1)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        similarity = strategy.similarity(query)
+    torch.testing.assert_close(similarity.double(), query.double() @ keys.T, atol=1e-6, rtol=0)
+    assert torch.equal(similarity.argmax(1), (query.double() @ keys.T).argmax(1))
+
+
 def test_a_given_task_has_its_own_prompt_and_one_not_learned_yet_the_nearest():
     strategy = dualprompt("task")
     x = inputs()
