@@ -24,12 +24,11 @@ and all comparisons. [rows.csv](claims/rows.csv) has the same rows as data. For 
 
 ## Five findings
 
-Effects are differences in final average accuracy, in points. The last effect is LoRA's accuracy with a pretrained
-backbone minus that without. If the task ID is inferred, the effect is LoRA's accuracy without task IDs minus that of
-the same trials with them. A finding says "better" or "worse" only if its 95% interval excludes 0. Reports correct for
-all pairs of methods, so they can call the same difference not significant. The verdict is about the claim, which can
-ask for more than 0, such as a margin of 2 points. It uses the wider simultaneous interval of the claim's page. So the
-verdict can be inconclusive although the finding is clear.
+Effects are differences in final average accuracy, in points. Positive means that LoRA is better. The last two effects
+compare LoRA with itself: without task IDs and with them, and with a pretrained backbone and without. A finding says
+"better" or "worse" only if its 95% interval excludes 0. The verdict answers a stricter question, such as "at most 2
+points worse", with the wider interval of the claim's page. It can therefore be inconclusive although the finding is
+clear. Reports correct for all pairs of methods, so they can call the same difference not significant.
 """
 SUMMARY = """
 **The first finding will probably not hold.** EWC had one learning rate for backbone and head, as ER and PNN had. In

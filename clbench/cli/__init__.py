@@ -107,7 +107,7 @@ class LazyGroup(Group):
 
 
 EXAMPLES = (
-    ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, under a minute"),
+    ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, about a minute"),
     ("clbench run benchmarks/split_mnist.toml", "an experiment from a file"),
 )
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = (
-    ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, under a minute"),
+    ("clbench run --methods lora,ewc", "the first comparison: offline, no GPU, about a minute"),
     ("clbench run --methods er:capacity=500,ewc,joint --scenario class --seeds 5",
      "methods with options, without task IDs at test time"),
     ("clbench run --methods lora --set lora.rank=1,4,16", "a row for each value"),
