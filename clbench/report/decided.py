@@ -63,13 +63,14 @@ class Best:
     test: Test | None
     beaten: tuple[str, ...]  # methods that are significantly worse (`Family.beaten_by`)
     equal: tuple[str, ...]  # methods that are equal on every seed
-    open: tuple[str, ...]  # methods without a significant difference, the nearest first
+    open: tuple[str, ...]  # methods without a significant difference, the nearest first; all of them without a test
     needed: int | None  # about how many seeds would make the difference to `closest` significant
     untested: Mapping[str, str] = field(default_factory=dict)  # why a method is not tested against the best
     limited: int | None = None  # number of test samples, if they are too few for more seeds to make it significant
     closest: str | None = None  # the first of `open` whose mean is not better on shared seeds; None if there is none
     exceeding: tuple[str, ...] = ()  # methods without all seeds that are significantly better on shared seeds
-    dropped: tuple[str, ...] = ()  # methods that got no more seeds, because another method than the best beats them
+    dropped: tuple[str, ...] = ()  # if a rule added seeds: methods that another method than the best beats
+    inconclusive: tuple[str, ...] = ()  # methods with too few seeds for a test, if there are tests of other methods
 
 
 @dataclass(frozen=True)

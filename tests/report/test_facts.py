@@ -56,6 +56,12 @@ def test_what_is_not_decided_has_the_seeds_that_would_do():
     assert pair.needed is None or pair.needed > 3
 
 
+def test_the_difference_of_a_single_seed_does_not_say_that_more_seeds_will_not_help():
+    records = study({"ewc": -0.2, "er": -0.2001, "naive": -0.2002}, seeds=[0])
+    told = found(records)
+    assert told.best.limited is None and all(pair.limited is None for pair in told.baseline.pairs)
+
+
 def test_without_naive_there_is_no_column_of_differences():
     section, = build(study({"ewc": 0.0, "er": 0.1})).sections
     assert not [c for c in section.comparison.columns if c.title.startswith("difference to")]

@@ -129,6 +129,14 @@ def test_a_method_that_only_another_one_beats_is_not_beaten_by_the_leader():
         "Significantly worse than another method: SI (no more seeds were added).")
 
 
+def test_a_method_with_all_seeds_that_another_one_beats_is_not_said_to_have_got_no_more():
+    values = {"er": [0.42 + e for e in (0.1, -0.1) * 4], "lora": [0.41 + e for e in NOISE[:8]],
+              "ewc": [0.39 + e for e in NOISE[1:9]], "naive": [0.4 + e for e in (0.1, -0.1, -0.1, 0.1) * 2]}
+    section, = report.build(made(RULE, **values)).sections  # the rule compares with naive
+    assert section.facts.best.method == "er" and section.facts.best.dropped == ("EWC",)
+    assert section.headline[0][1].endswith(" Significantly worse than another method: EWC.")
+
+
 @pytest.mark.parametrize(("until", "beaten"), [(RULE, {"ewc", "si"}), (None, {"ewc"})])
 def test_a_method_that_was_dropped_is_also_beaten_by_what_beats_the_better_one(until, beaten):
     ps = {("lora", "ewc"): 0.01, ("si", "ewc"): 0.02, ("lora", "si"): 0.2}

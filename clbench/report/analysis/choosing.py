@@ -39,7 +39,7 @@ def find_choosable(setting: Setting, everything: Family | None = None) -> Choosa
     amounts = {kind.name: values_of(setting, kind) for kind in KINDS}
     known_tests = everything if _compares(everything, [*finals]) else None
     tests = known_tests or setting.tests(setting.final, finals)
-    # Of equal methods, the first leads, as in `leader`. Methods that a rule dropped come after all others.
+    # Of equal methods, the first leads, as in `leader`. If a rule added seeds, significantly worse methods come last.
     order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(intervals[label].mean)))
     pairs = {}
     for pair in tests.pairs:
@@ -125,6 +125,8 @@ class Price:
     accuracy: float
     difference: float | None  # None if no method is allowed
     half_width: float | None
+
+
 @dataclass(frozen=True)
 class Choice:
     """The methods of a setting that meet the constraints, the best first."""

@@ -65,6 +65,8 @@ def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
     """
     if pair.crossed or setting.own_tests or not setting.metric.is_share:
         return pair.limited
+    if len(pair.differences) < 2:
+        return None  # the difference of a single seed may be far from the mean
     values = setting.values(setting.final)
     a, b = (fmean(v for v in values[label].values() if v is not None) for label in (pair.first, pair.second))
     methods = [m for m in setting.methods if m.label in (pair.first, pair.second)]
@@ -84,8 +86,10 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     exceeding = {p.first for p in pairs if p.significant} - beaten
     dropped = tests.dropped - beaten - exceeding
     decided = beaten | exceeding | dropped
-    open_pairs = sorted((p for p in pairs if not (p.equal or p.untested) and p.first not in decided),
-                        key=lambda p: metric.rank(fmean(p.differences)))
+    test = next((p.test for p in pairs if p.test), None)
+    undecided = sorted((p for p in pairs if not (p.equal or p.untested) and p.first not in decided),
+                       key=lambda p: metric.rank(fmean(p.differences)))
+    open_pairs = [p for p in undecided if p.decidable or test is None]
     closest = next((p for p in open_pairs if metric.rank(fmean(p.differences)) >= -ROUNDING), None)
     limited = limiting_test_samples(setting, closest) if closest else None
 
@@ -95,11 +99,11 @@ def _best(setting: Setting, tests: Family) -> Best | None:
     equal = {p.first for p in pairs if p.equal}
     return Best(
         best, tests=len(tests.pairs), seeds=max((len(p.differences) for p in pairs), default=0),
-        test=next((p.test for p in pairs if p.test), None), beaten=chosen(beaten), equal=chosen(equal),
+        test=test, beaten=chosen(beaten), equal=chosen(equal),
         open=tuple(p.first for p in open_pairs), needed=closest.needed if closest and not limited else None,
         untested={p.first: p.untested for p in pairs if p.untested and p.first not in beaten | dropped},
         limited=limited, closest=closest.first if closest else None, exceeding=chosen(exceeding),
-        dropped=chosen(dropped - equal))
+        dropped=chosen(dropped - equal), inconclusive=tuple(p.first for p in undecided if p not in open_pairs))
 
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:

@@ -104,7 +104,7 @@ class Family:
 
     @property
     def dropped(self) -> set[str]:
-        """Return the methods that got no more seeds because some other method was significantly better."""
+        """Return the methods that cannot be the best whatever their means, if a rule added seeds: those of `beaten`."""
         return self.beaten if self.until else set()
 
     @property
@@ -116,7 +116,7 @@ class Family:
     def beaten_by(self, method: str) -> set[str]:
         """Return the methods that are significantly worse than a method.
 
-        A rule that adds seeds gives no more seeds to a method that some other one significantly exceeds. Then the
+        A rule that adds seeds may give no more seeds to a method that some other one significantly exceeds. Then the
         methods that are significantly worse than one of the returned methods are also returned: the family's
         significant differences hold together, and two of them imply a third.
         """
@@ -220,8 +220,8 @@ def _reason(column: Column, values: Values, first: str, second: str, seeds: Sequ
 def leader(column: Column, values: Values, tests: Family | None = None) -> str:
     """Return the method with the best mean, or the first of those that share it.
 
-    If a rule added seeds, it dropped methods that were significantly worse. Their means are over fewer seeds, so they
-    are not returned unless all methods were dropped.
+    If a rule added seeds, the means of methods may be over different seeds. So a method that is significantly worse
+    than another one is not returned, unless all methods are.
     """
     running = {name for name in values if not tests or name not in tests.dropped} or set(values)
     means = {name: fmean(by_seed.values()) for name, by_seed in values.items() if name in running}

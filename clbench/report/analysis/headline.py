@@ -82,19 +82,23 @@ def _answer(setting: Setting, facts: Facts) -> str:
     best = facts.best
     if best is None:
         return _describe_unranked(setting, facts, methods)
-    other_labels = [*best.beaten, *best.equal, *best.untested, *best.open, *best.exceeding, *best.dropped]
+    other_labels = [*best.beaten, *best.equal, *best.untested, *best.open, *best.inconclusive, *best.exceeding,
+                    *best.dropped]
     leader = _with_value(setting, facts, best.method)
-    incomplete = [label for label in (*best.open, *best.exceeding) if label not in setting.eligible]
+    incomplete = [label for label in (*best.open, *best.inconclusive, *best.exceeding)
+                  if label not in setting.eligible]
     leads = "leads" if all(setting.metric.gain(facts.accuracy[best.method], facts.accuracy[label]) <= 0
                            for label in incomplete) else "leads the methods with all seeds"
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
-    sentences = [f"{verb} {join_names(labels, NAMES)} {why}" for labels, verb, why in (
+    sentences = [f"{verb} {join_names(labels, NAMES)} {why}".rstrip(" .") + "." for labels, verb, why in (
         ([label for label in best.equal if label in setting.eligible], "It equals", "on every seed."),
         ([label for label in best.equal if label not in setting.eligible], "It equals", "on shared seeds."),
         *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
           for why, words in WHY.items()),
         (best.exceeding, f"{best.method} is significantly worse than", "on shared seeds."),
-        (best.dropped, "Significantly worse than another method:", "(no more seeds were added).")) if labels]
+        (best.inconclusive, "There are too few seeds to compare it with", ""),
+        (best.dropped, "Significantly worse than another method:",
+         "(no more seeds were added)." if _stopped_early(setting, best.dropped) else "")) if labels]
     if not best.open:
         if not best.beaten:
             return " ".join([f"{leader} {leads}.", *sentences])
@@ -116,6 +120,12 @@ def _answer(setting: Setting, facts: Facts) -> str:
     return " ".join([f"{leader} {leads}; it is significantly better than "
                      f"{_describe_others(len(best.beaten), len(other_labels), facts, best.beaten)}. "
                      f"{_open_names(setting, best.open)} {verb} not significantly worse{needed}.", *sentences])
+
+
+def _stopped_early(setting: Setting, labels: Sequence[str]) -> bool:
+    """Return whether a rule added no more seeds to some methods, while other methods got more."""
+    counts = {label: len(by_seed) for label, by_seed in setting.values(setting.final).items()}
+    return all(counts[label] < max(counts.values()) for label in labels)
 
 
 def _describe_unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -> str:
@@ -165,23 +175,22 @@ def _needed(setting: Setting, facts: Facts, several: bool) -> str:
 
 def _references(setting: Setting, facts: Facts) -> str:
     """Name the references with their final means, and how many methods are better or worse than the baseline."""
-    if not facts.references:
-        return ""
     compared = [c.other for c in reversed(facts.compared) if c.other in facts.references]
     other_references = [label for label in facts.accuracy if label in facts.references and label not in compared]
     values = [f"{label} {_value(setting, facts, label)}" for label in [*compared, *other_references]]
-    text = f"References: {join_names(values, REFERENCES)}."
+    text = f"References: {join_names(values, REFERENCES)}." if values else ""
     baseline = facts.baseline
-    if baseline and len(baseline.pairs) > 1:
+    if baseline is not None and len(baseline.pairs) > 1:
+        text += " " * bool(text)
         better, worse, total = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
         untested = baseline.labels("not tested")
         if len(untested) == total:
             reasons = dict.fromkeys(pair.untested for pair in baseline.pairs)
             why = " or ".join(WHY[reason].format(values=setting.metric.shares).rstrip(".") for reason in reasons)
-            return f"{text} None of {total} methods is tested against {baseline.other} {why}."
+            return f"{text}None of {total} methods is tested against {baseline.other} {why}."
         if baseline.test is None and baseline.labels("open"):
-            return f"{text} The comparisons with {baseline.other} are inconclusive."
-        text += f" Of {total} methods, {_count(better)} significantly better than {baseline.other}"
+            return f"{text}The comparisons with {baseline.other} are inconclusive."
+        text += f"Of {total} methods, {_count(better)} significantly better than {baseline.other}"
         text += f" and {_count(worse)} significantly worse." if worse else "."
         text += f" {len(untested)} {'are' if len(untested) > 1 else 'is'} not tested." if untested else ""
     return text
