@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from clbench.core.objective import ACCURACY, REGRESSION, Metric, objective_of
+from clbench.report.analysis.families import Family
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import SHORT
 from clbench.report.analysis.paired_tests import describe_interim_analyses, flips_name
@@ -90,9 +91,15 @@ def _metric_definition(metric: Metric) -> str:
         "Ranzato 2017). Points are percentage points. docs/metrics.md has the formulas."])
 
 
-def footnote(setting: Setting, facts: Facts) -> tuple[str, ...]:
-    """Return the sentences under a comparison table: how to read it, which test it uses, and what the names mean."""
-    return tuple(filter(None, [FOOTNOTE, marks(setting), test_sentence(setting, facts), condition(setting),
+def footnote(setting: Setting, facts: Facts, tests: Family) -> tuple[str, ...]:
+    """Return the sentences under a comparison table: how to read it, which test it uses, and what the names mean.
+
+    Args:
+        setting: the setting of the table.
+        facts: the verdicts on it.
+        tests: the tests of the final means of all pairs of methods.
+    """
+    return tuple(filter(None, [FOOTNOTE, marks(setting), _describe_tests(setting, facts, tests), condition(setting),
                                legend(setting)]))
 
 
@@ -103,26 +110,32 @@ def marks(setting: Setting) -> str:
     return f"Marks: {'; '.join(meanings)}." if meanings else ""
 
 
-def test_sentence(setting: Setting, facts: Facts) -> str:
+def _describe_tests(setting: Setting, facts: Facts, tests: Family) -> str:
     """Describe the statistical tests, the number of comparisons of their correction, and their assumptions."""
-    families = [(c.tests, f"with {c.other}", c.test) for c in facts.compared]
+    # the size of each family, its name, and the most seeds of a pair by test
+    families = [(c.tests, f"with {c.other}", dict(sorted((str(p.test), p.seeds) for p in c.pairs)))
+                for c in facts.compared]
     if facts.best:
-        families.append((facts.best.tests, "between pairs of methods", facts.best.test))
+        pairs = tests.against(facts.best.method)
+        families.append((facts.best.tests, "between pairs of methods",
+                         dict(sorted((str(p.test), len(p.differences)) for p in pairs))))
     if facts.until:
         over, what = (("seeds and test samples", "effects") if setting.answers(setting.final) else
                       ("seeds", "differences"))
         return (f"Sequential t-tests over {over}, {describe_interim_analyses(facts.until)}; Holm-corrected over "
-                f"{_counts([(tests, words) for tests, words, _ in families])}. They assume normally distributed "
+                f"{_counts([(size, words) for size, words, _ in families])}. They assume normally distributed "
                 f"{what}.")
+    most_flips = max((seeds["flips"] for _, _, seeds in families if "flips" in seeds), default=0)
+    mixed = any({"flips", "t"} <= seeds.keys() for _, _, seeds in families)
     sentences = []
     for test, name, assumption in (
-            ("flips", f"{flips_name(len(setting.seeds))} over seeds",
+            ("flips", f"{flips_name(most_flips)} over seeds",
              "They assume that a difference is as likely as its opposite."),
-            ("t", "Paired t-tests over seeds", "They assume normally distributed differences."),
+            ("t", "Paired t-tests over seeds", "They assume normally distributed differences."
+             + " They are used for pairs with too few seeds for sign-flip tests." * mixed),
             ("crossed", "T-tests over seeds and test samples", "They assume normally distributed effects.")):
-        test_families = [(tests, words) for tests, words, family_test in families if family_test == test and tests]
-        if test_families:
-            sentences.append(f"{name}, Holm-corrected over {_counts(test_families)}. {assumption}")
+        if tested := [(size, words) for size, words, seeds in families if test in seeds]:
+            sentences.append(f"{name}, Holm-corrected over {_counts(tested)}. {assumption}")
     return " ".join(sentences)
 
 
@@ -144,7 +157,7 @@ def condition(setting: Setting) -> str:
 
 
 def _counts(families: list[tuple[int, str]]) -> str:
-    return join_names([f"{tests} comparison{'s' * (tests != 1)} {words}" for tests, words in families], len(families))
+    return join_names([f"{size} comparison{'s' * (size != 1)} {words}" for size, words in families], len(families))
 
 
 def legend(setting: Setting) -> str:

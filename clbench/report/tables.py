@@ -93,7 +93,8 @@ def _section(setting: Setting, slug: str) -> Section:
     comparison, metrics, costs = (_table(title, [m for m in setting.measures if m.table == title], setting, families)
                                   for title in (COMPARISON, MORE_METRICS, MORE_COSTS))
     costs = _with_growth(costs, methods)
-    section_facts = facts(setting, everything=families.get(setting.final))
+    final_tests = families.get(setting.final) or setting.tests(setting.final, setting.compared(setting.final))
+    section_facts = facts(setting, everything=final_tests)
     if section_facts.baseline:
         comparison = _insert_after(setting.final, comparison, *difference_column(setting, section_facts.baseline))
     curve_tables = [_table(WHILE_LEARNED, [m for m in setting.measures if m.table == WHILE_LEARNED], setting,
@@ -134,9 +135,9 @@ def _section(setting: Setting, slug: str) -> Section:
         arrivals=arriving,
         anatomy=error_sentences,
         headline=headline(setting, section_facts),
-        footnote=footnote(setting, section_facts),
+        footnote=footnote(setting, section_facts, final_tests),
         facts=section_facts,
-        choosable=find_choosable(setting, families.get(setting.final)),
+        choosable=find_choosable(setting, final_tests),
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
         metric=setting.metric,

@@ -1,5 +1,5 @@
 import pytest
-from helpers.records import VERSIONS, folder, make_matrix, make_record
+from helpers.records import VERSIONS, folder, make_matrix, make_number_record, make_record
 
 from clbench import cli
 from clbench.experiment.spec import Recipe
@@ -59,6 +59,16 @@ def test_another_recipe_is_compared_by_label(diff):
     assert code == 1
     assert "  split-mnist-5k, Task-IL, mlp: recipe.lr: 0.001 -> 0.01 (" in out
     assert "85.00 ± 0.00" in out and "5.00 ± 0.00" in out
+
+
+def test_results_of_different_metrics_are_not_compared(diff):
+    numbers = [make_number_record("lora", s, [[3.0, 3.0], [1.0, 3.0], [2.0, 1.0]], recipe=Recipe(lr=0.01))
+               for s in (0, 1)]
+    shares = [r.model_copy(update={"trial": r.trial.model_copy(update={"recipe": Recipe()}), "metric": "",
+                                   "R": [[0.5, 0.5], [0.9, 0.5], [0.8, 0.9]]}) for r in numbers]
+    shares = [r.model_copy(update={"key": r.trial.key}) for r in shares]
+    code, out = diff(shares, numbers)
+    assert code == 1 and "only in A" in out and "in B" in out and "80.00" not in out and "85.00" not in out
 
 
 def test_notes_are_listed_but_do_not_count(diff):

@@ -61,6 +61,11 @@ def test_a_report_says_how_samples_arrived_and_shows_it():
     assert plain.arrivals is None and not any(f.kind == "arrival" for f in plain.figures)
 
 
+def test_a_method_that_failed_before_its_stream_was_made_does_not_hide_the_arrival():
+    failed = make_record("ewc", tasks=2, scenario="class", status="failed").model_copy(update={"stream": None, "R": []})
+    assert cells(arrivals([blurred(), failed])) == cells(arrivals([blurred()]))
+
+
 def test_the_csv_file_leaves_out_the_table_of_arrivals_which_has_fewer_rows_than_methods():
     records = [blurred(m, counts=((100, 20), (20, 100)), scenario="domain") for m in ("er", "ewc", "naive")]
     text = csv.render(build(records))

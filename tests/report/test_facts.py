@@ -125,6 +125,18 @@ def test_the_footnote_names_the_tests_their_correction_and_their_assumption():
     assert not any("Names for" in sentence for sentence in with_ids)
 
 
+def test_the_footnote_names_both_tests_if_methods_have_few_seeds():
+    records = [*study({"lora": 0.05, "er": 0.06, "naive": 0.0}, range(10)), *study({"ewc": -0.2}, range(6))]
+    section, = build(records).sections
+    assert section.footnote[2].startswith(
+        "Exact sign-flip tests over seeds, Holm-corrected over 3 comparisons with Fine-tuning and 3 comparisons "
+        "between pairs of methods. They assume that a difference is as likely as its opposite. Paired t-tests over "
+        "seeds, Holm-corrected over 3 comparisons with Fine-tuning and 3 comparisons between pairs of methods. They "
+        "assume normally distributed differences. They are used for pairs with too few seeds for sign-flip tests.")
+    shared = [r for r in study({"ewc": -0.2, "naive": 0.0}, range(40)) if r.label == "naive" or r.trial.seed < 8]
+    assert build(shared).sections[0].footnote[2].startswith("Exact sign-flip tests"), "8 seeds are shared"
+
+
 def test_sixty_methods_give_a_short_report_with_a_filter():
     records = [make_record("lora" if k % 2 else f"m{k}", s, make_matrix(5, -k / 100), options={"k": k},
                            label=f"method-{k}", scenario=scenario)

@@ -84,6 +84,11 @@ def test_table_words_and_page():
                                                                                 "boundary 2 to 3"]
 
 
+def test_a_fall_that_is_too_small_to_recover_from_is_not_said_to_stay():
+    text = render(build([with_curve("er", s, make_curve(dip=1)) for s in (0, 1)]))
+    assert "er falls by 1.0 points, which is too little to measure a recovery" in text.replace("\\", "")
+
+
 def test_nothing_appears_where_there_is_no_curve():
     plain = build([make_record(m, s) for m in ("er", "naive") for s in (0, 1)])
     assert "steps" not in {f.kind for f in plain.sections[0].figures}

@@ -12,7 +12,7 @@ from clbench.experiment.trial import has_slow_heads
 from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit_share
 from clbench.report.formatting import clean, join_names
 from clbench.report.model import Cell, Column, Row, Table
-from clbench.results.curve import gaps
+from clbench.results.curve import NEAR, gaps
 from clbench.results.metrics import learning_accuracy
 from clbench.results.records import Record, metric_of, metrics_of
 
@@ -36,6 +36,8 @@ def _gap(method: MethodRecords) -> str:
         return ""
     falls = f"{method.label} falls by {100 * fmean(gap.depth for gap in method_gaps):.1f} points"
     recovery_lengths = [gap.length for gap in method_gaps if gap.length is not None]
+    if not recovery_lengths and max(gap.depth for gap in method_gaps) <= NEAR:
+        return f"{falls}, which is too little to measure a recovery"
     if not recovery_lengths:
         return f"{falls} and does not recover"
     rise = 100 * fmean(gap.recovery for gap in method_gaps)

@@ -44,7 +44,7 @@ def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
     """Return the methods that both runs contain.
 
     A method is paired with itself in the same setting. If the other run lacks its setting, it is paired with the method
-    of the same label in a setting of the same title (benchmark, scenario, model). The label must be unique there.
+    of the same label and metric in a setting of the same title (benchmark, scenario, model), if it is unique there.
     """
     old, new = _groups(before), _groups(after)
     partner = {key: key for key in old if key in new}
@@ -77,9 +77,10 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, ...], Group]:
     return groups
 
 
-def _map_names(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Return the keys of the groups whose title and label are unique, by title and label."""
-    names = {key: (notes.title(group[0]), clean(group[0].label)) for key, group in groups.items()}
+def _map_names(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """Return the keys of the groups whose title, metric and label are unique, by these three."""
+    names = {key: (notes.title(group[0]), metrics_of(group)[0].name, clean(group[0].label))
+             for key, group in groups.items()}
     all_names = list(names.values())
     return {name: key for key, name in names.items() if all_names.count(name) == 1}
 

@@ -28,7 +28,7 @@ def arrivals(records: Sequence[Record]) -> Table | None:
     Return None if they arrive as the benchmark defines or if streams differ in length.
     """
     one_head = scenario_rules(records[0].trial.scenario).shared_outputs
-    streams = [s for s in {r.trial.seed: r.stream for r in records}.values() if s is not None and s.arrivals]
+    streams = [s for s in {r.trial.seed: r.stream for r in records if r.stream}.values() if s.arrivals]
     shapes = {(len(s.arrivals), len(s.arrivals[0])) for s in streams}
     if len(shapes) != 1:
         return None
