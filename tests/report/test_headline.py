@@ -212,6 +212,18 @@ def test_cautions_name_what_limits_the_conclusions():
     assert cautions(mixed)[-1] == "The records come from 2 commits and 3 machines."
 
 
+def test_the_caution_on_tuning_leaves_out_variants_of_tuned_methods_and_references_do_not_count():
+    wide = (0.03, -0.04, 0.02, 0.0, 0.03, -0.02)
+    records = tuned(study({"lora": 0.8, "ewc": 0.79, "mas": 0.2}, noise=wide), "lora")
+    records += study({"lora": 0.785}, noise=wide[3:] + wide[:3], options={"rank": 8}, label="lora:rank=8")
+    assert told(records, CAUTION)[0] == "Not better than chance: MAS."
+    assert told(records, CAUTION)[1] == "Untuned, unlike the tuned method: EWC and MAS."
+    answer, = told(records, ANSWER)
+    assert "LoRA r=8 (untuned) and EWC (untuned) are not significantly worse" in answer
+    reference = tuned(study({"ewc": 0.8, "er": 0.79, "mas": 0.785, "si": 0.2, "naive": 0.5}, noise=wide), "naive")
+    assert "(untuned)" not in told(reference, ANSWER)[0]
+
+
 def test_a_caution_names_methods_on_weights_with_less_than_a_quarter_of_their_authors_steps():
     weights = Weights(path="w", sha256="0" * 64)
 
@@ -269,6 +281,8 @@ def test_joint_training_is_named_once_if_it_is_the_baseline():
      "--baseline best --out runs/x-decided"),
     ({"ewc": 0.8, "er": 0.78, "naive": 0.5}, "clbench run 'my study.toml' --weights a.toml",
      "tune the methods: clbench tune 'my study.toml'"),
+    ({"ewc": 0.8, "er": 0.78, "naive": 0.5}, "clbench run --probe --epochs=3 study.toml",
+     "tune the methods: clbench tune study.toml --epochs 3"),
     ({"ewc": 0.9, "naive": 0.5}, "clbench verify lora", None),
     ({"ewc": 0.9}, "python study.py", None),
 ])

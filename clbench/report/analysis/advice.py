@@ -119,8 +119,8 @@ def _methods(command: str) -> str | None:
 
 
 def _file(command: Sequence[str]) -> str | None:
-    return next((word for word, before in zip(command[1:], command, strict=False)
-                 if word.endswith(".toml") and not before.startswith("--")), None)
+    """Return the experiment file of a command. No option takes a file whose name ends with `.toml`."""
+    return next((word for word in command[2:] if word.endswith(".toml") and not word.startswith("-")), None)
 
 
 def _value(command: Sequence[str], flag: str) -> str | None:
@@ -185,7 +185,8 @@ def _every(setting: Setting) -> Iterator[str]:
                f"--head-lr, too): {join_names(slow, NAMES)}.")
     if untuned := [m.label for m in setting.untuned]:
         tuned = sum(bool(m.searched) for m in candidates)
-        other_methods = "the other method" if tuned == 1 else f"the other {tuned} methods"
+        kind = "other" if tuned + len(untuned) == len(candidates) else "tuned"  # variants of tuned methods are neither
+        other_methods = f"the {kind} method" if tuned == 1 else f"the {kind} {tuned} methods"
         yield f"Untuned, unlike {other_methods}: {join_names(untuned, NAMES)}." if tuned else "No method was tuned."
     if falling := [m.label for m in methods if falling_loss(m.done)]:
         yield f"Not converged when a task's steps ended: {_name_labels(falling, methods)}."

@@ -143,7 +143,7 @@ def _describe_unranked(setting: Setting, facts: Facts, methods: Sequence[str]) -
 def _open_names(setting: Setting, labels: Sequence[str]) -> str:
     """Name the methods that are not significantly worse. Untuned methods are marked if other methods were tuned."""
     methods = {m.label: m for m in setting.methods}
-    some_tuned = any(m.searched for m in setting.methods)
+    some_tuned = any(m.searched and not m.reference for m in setting.methods)
     return join_names([f"{label} (untuned)" if some_tuned and not methods[label].searched else label
                        for label in labels], NAMES)
 
