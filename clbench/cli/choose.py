@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +16,10 @@ from clbench.cli.help import Command
 from clbench.core.objective import ACCURACY
 
 if TYPE_CHECKING:
-    from clbench.report.analysis.choosing import Choice
+    from clbench.report.analysis.choosing import Choice, Rival
 
 AMOUNT = "a number (5MB, 20k), a share or multiple of naive's value (1%, 2x), or a multiple of another method's (2x-er)"
 SHOWN = 8  # largest number of methods that a line names
-_OPEN = "no significant difference"
 
 
 @click.command("choose", cls=Command, examples=(
@@ -98,6 +98,11 @@ def to_plain_values(choice: Choice) -> dict[str, Any]:
     return {**plain, "limits": limits, **({} if choice.metric == ACCURACY else {"metric": choice.metric.name})}
 
 
+def _verdict(rival: Rival) -> str:
+    """Return the verdict on a rival that is not significantly worse."""
+    return "not tested" if rival.untested else "inconclusive" if rival.inconclusive else "no significant difference"
+
+
 def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Iterator[str]:
     """Yield the lines that describe a choice.
 
@@ -131,12 +136,11 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
                       else f"more than {choice.most_seeds} seeds would be needed"
                       if choice.seeds > 1 and rival.difference
                       else "")
-            verdict = "not tested" if rival.untested else "inconclusive" if rival.inconclusive else _OPEN
-            yield (f"  {verdict}: {names[rival.method]} {number(rival.accuracy, unit)}, "
+            yield (f"  {_verdict(rival)}: {names[rival.method]} {number(rival.accuracy, unit)}, "
                    f"{interval(rival.difference, rival.half_width, difference)}{unit_suffix(difference)} {comparison}"
                    + (f" ({reason})" if reason else ""))
-        if len(choice.open) > SHOWN:
-            yield f"  {_OPEN}: {len(choice.open) - SHOWN} more"
+        for verdict, others in Counter(map(_verdict, choice.open[SHOWN:])).items():
+            yield f"  {verdict}: {others} more"
         if worse_rivals := [f"{names[rival.method]} {rival.caution}".strip() for rival in choice.rivals if rival.shown]:
             yield f"  significantly worse: {list_names(worse_rivals, SHOWN)}"
     for price in choice.prices:

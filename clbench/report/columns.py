@@ -202,6 +202,8 @@ def find_tested(titles: Sequence[str], measures: Sequence[Measure] | None = None
                 known: Sequence[Measure] | None = None) -> list[Measure]:
     """Return the measures with these titles (in upper or lower case) whose differences can be tested.
 
+    The name of a metric (`r2`) is another title of its final mean.
+
     Args:
         titles: the titles; if there are none, the measures that reports test are returned.
         measures: the measures to search; by default those of classification.
@@ -213,14 +215,20 @@ def find_tested(titles: Sequence[str], measures: Sequence[Measure] | None = None
     measures = MEASURES if measures is None else measures
     if not titles:
         return [m for m in measures if m.in_report]
-    tested = {m.column.title: m for m in measures if m.tested}
-    by_name = {title.lower(): m for title, m in tested.items()}
-    names = {m.column.title.lower(): m.column.title for m in known or tested.values() if m.tested}
+    by_name = _by_name(measures)
+    known_names = _by_name(known or measures)
     for title in titles:
-        if title.lower() not in names:
-            raise SpecError(f"no metric {title!r}{guess(title, names.values())} (those that can be compared here: "
-                            f"{', '.join(names.values())})")
+        if title.lower() not in known_names:
+            known_titles = list(dict.fromkeys(m.column.title for m in known or measures if m.tested))
+            raise SpecError(f"no metric {title!r}{guess(title, known_titles)} (those that can be compared here: "
+                            f"{', '.join(known_titles)})")
     return [by_name[title.lower()] for title in titles if title.lower() in by_name]
+
+
+def _by_name(measures: Sequence[Measure]) -> dict[str, Measure]:
+    """Return the tested measures by title and, if they are final means, by the name of their metric, in lower case."""
+    tested = [m for m in measures if m.tested]
+    return ({m.metric.name: m for m in tested if m.metric} | {m.column.title.lower(): m for m in tested})
 
 
 def cells(series: Sequence[Sequence[float | None]], unit: Unit, until: UntilDecided | None = None) -> list[Cell]:

@@ -9,12 +9,13 @@ from helpers import ROOT
 from helpers.records import folder, make_record
 
 from clbench import cli
+from clbench.cli.choose import lines
 from clbench.core.errors import SpecError
 from clbench.report import build
 from clbench.report.analysis.choosing import choose, limit
 from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.formats import html
-from clbench.report.formats.choosable import INCONCLUSIVE, pack_choice
+from clbench.report.formats.choosable import INCONCLUSIVE, LegendEntry, choose_legend, pack_choice
 from clbench.results.store import Store
 
 SEEDS = range(6)
@@ -120,6 +121,13 @@ def test_a_difference_that_no_test_can_decide_is_inconclusive(tmp_path, capsys):
     assert setting[6][0][2::3] == [INCONCLUSIVE] * 3
 
 
+def test_methods_that_are_not_named_are_counted_by_verdict():
+    setting, = group_by_setting([make_record("ewc", 0, [[0.5] * 2, [0.9, 0.5], [0.5 + k / 100] * 2], label=f"ewc-{k}",
+                                             options={"strength": k}) for k in range(12)])
+    text = list(lines(choose(setting, []), {m.label: m.label for m in setting.methods}))
+    assert text[-1] == "  inconclusive: 3 more" and not any("no significant difference" in line for line in text)
+
+
 @pytest.mark.parametrize("name", ["er:capacity=60:recipe.lr=0.1", "er:capacity=60", "ER (60)"])
 def test_a_multiple_accepts_each_name_of_a_method(tmp_path, capsys, name):
     tuned = [record("er", seed) for seed in SEEDS]
@@ -164,3 +172,10 @@ def test_differences_in_the_unit_of_a_target_have_no_unit(capsys):
     assert " value" not in out
     page = html.render(build(Store(ROOT / "reports/auto_mpg").read()[0]))
     assert "Amount by which a task" in page and "Forgetting: " in page and "Value by" not in page
+
+
+def test_a_method_of_avalanche_is_one_of_its_kind_whatever_its_label():
+    section, = build([make_record("avalanche:EWC", s, label="mine") for s in (0, 1)]).sections
+    result, = section.results
+    entry, = choose_legend(section, [LegendEntry(result, 0, "c0", "o", 0)])
+    assert "from Avalanche" in entry.kinds

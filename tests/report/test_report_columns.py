@@ -6,6 +6,7 @@ from helpers.curves import with_curve
 from helpers.records import make_matrix, make_record
 
 from clbench.core.errors import SpecError
+from clbench.core.objective import R2
 from clbench.report import build
 from clbench.report.columns import (
     ACC,
@@ -19,6 +20,7 @@ from clbench.report.columns import (
 )
 from clbench.report.figures.style import assign_styles
 from clbench.report.formats.page import section_view
+from clbench.report.metric_columns import measures_of
 from clbench.report.model import Column
 from clbench.results.records import ErrorCounts
 
@@ -106,6 +108,14 @@ def test_what_is_tested_is_what_its_measure_says(monkeypatch):
     assert [t.title.partition(":")[0] for t in studied().comparisons] == ["New"]
     assert find_tested(["NEW", "acc"])[0] is new
     assert find_tested(["acc"])[0].column == ACC.column
+
+
+def test_a_final_mean_is_found_by_the_name_of_its_metric_too():
+    assert find_tested(["accuracy"]) == [ACC]
+    measures = measures_of(R2)
+    assert find_tested(["r2"], measures)[0] is measures[0] and find_tested(["R2"], measures)[0] is measures[0]
+    with pytest.raises(SpecError, match=r"no metric 'r3'.* \(those that can be compared here: R²"):
+        find_tested(["r3"], measures)
 
 
 def test_a_table_knows_its_columns_by_title():

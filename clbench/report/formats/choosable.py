@@ -146,5 +146,5 @@ def _kinds(section: Section, entry: LegendEntry, leading_labels: Collection[str]
         yield f"training under {100 * FEWER:g}% of the parameters"
     if result.parameters[0] and result.parameters[0][-1] > GROWN * result.parameters[0][0]:
         yield "growing"
-    if result.label.startswith("avalanche:"):
+    if result.strategy.startswith("avalanche:"):
         yield "from Avalanche"
