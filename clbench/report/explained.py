@@ -19,8 +19,8 @@ from clbench.report.figures.style import FAINT, INK, LABEL, PALE, PALETTE
 from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
-from clbench.report.formatting import SIGNIFICANT, clean, interval, number
-from clbench.report.model import Cell, Column, FileFormat, Row, Table, Unit
+from clbench.report.formatting import clean, interval, number, unit_suffix
+from clbench.report.model import UNIT_SUFFIX, Cell, Column, FileFormat, Row, Table, Unit
 from clbench.results.attribution import ENOUGH_PAIRS, Attribution, Estimate, estimate_mean
 from clbench.results.records import Record
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _ROW, _HEAD, _FOOT = 30.0, 30.0, 62.0  # heights in points: a row, the space above the first row and below the last
-UP, DOWN = PALETTE[2], PALETTE[1]
+BETTER, WORSE = PALETTE[2], PALETTE[1]
 FIGURE = "figures/waterfall.svg"
 HEADING = "Why two numbers differ"
 TITLE = "From A to B"
@@ -79,9 +79,8 @@ def draw(explanation: Explanation) -> Figure:
     _rows(axes, explanation)
     if column_a.unit in POINTS:
         style.percentages(axes.xaxis)
-    suffix = {"percent": " (%)", "points": " (%)", "nats": " (nats)"}
-    direction_note = ", lower is better" if column_a.unit in SIGNIFICANT and column_a.direction == "down" else ""
-    axes.set_xlabel(column_a.title + suffix.get(column_a.unit, "") + direction_note)
+    direction_note = ", lower is better" if column_a.direction == "down" else ""
+    axes.set_xlabel(column_a.title + UNIT_SUFFIX.get(column_a.unit, "") + direction_note)
     for row, (label, change, text) in enumerate(zip(labels, changes, texts, strict=True)):
         place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points",
                                  "annotation_clip": False}
@@ -96,13 +95,15 @@ def draw(explanation: Explanation) -> Figure:
 def _rows(axes: Axes, explanation: Explanation) -> None:
     """Draw the bars. Each part begins where the one before it ends."""
     attribution, x = explanation.attribution, explanation.attribution.a.mean
+    lower_is_better = explanation.measures[0].column.direction == "down"
     for row, estimate in ((0, attribution.a), (len(explanation.ranked) + 1, attribution.b)):
         axes.errorbar([estimate.mean], [row], xerr=None if estimate.half_width is None else [estimate.half_width],
                       marker="D", color=INK, markersize=6, elinewidth=1.1, zorder=4)
     for row, (_, i) in enumerate(explanation.ranked, start=1):
         part = attribution.parts[i]
         axes.plot([x, x], [row - 1, row], color=PALE, linewidth=0.8, zorder=1.5)
-        axes.barh([row], [part.mean], left=[x], height=0.52, color=UP if part.mean > 0 else DOWN, alpha=0.85, zorder=2)
+        color = WORSE if part.mean == 0 or (part.mean > 0) == lower_is_better else BETTER
+        axes.barh([row], [part.mean], left=[x], height=0.52, color=color, alpha=0.85, zorder=2)
         if part.half_width is not None:
             axes.errorbar([x + part.mean], [row], xerr=[part.half_width], color=INK, elinewidth=1.1, capsize=2.5,
                           zorder=3)
@@ -168,8 +169,8 @@ def headline(explanation: Explanation) -> str:
     a, b = number(attribution.a.mean, column_a.unit), number(attribution.b.mean, column_b.unit)
     title_b = f"{column_b.title} " if column_b.title != column_a.title else ""
     parts = ", ".join(f"{clean(factor.name)} {signed(attribution.parts[i], unit)}" for factor, i in explanation.ranked)
-    shown_unit = f" {unit}" if unit in ("points", "nats", "seconds") else ""
-    return f"{column_a.title} {a} -> {title_b}{b} ({signed(attribution.difference, unit)}{shown_unit}): {parts}"
+    difference = f"{signed(attribution.difference, unit)}{unit_suffix(unit)}"
+    return f"{column_a.title} {a} -> {title_b}{b} ({difference}): {parts}"
 
 
 def table(explanation: Explanation) -> Table:

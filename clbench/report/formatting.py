@@ -111,12 +111,12 @@ def difference_unit(unit: Unit) -> Unit:
 
 
 def unit_suffix(unit: Unit) -> str:
-    """Return the unit of a metric's value or difference as it follows a number, with a space; nothing without a name.
+    """Return the unit of a value or difference as it follows a number, with a space; nothing without a name.
 
-    >>> in_unit("percent"), in_unit("points"), in_unit("value")
+    >>> unit_suffix("percent"), unit_suffix("points"), unit_suffix("value")
     (' %', ' points', '')
     """
-    return {"percent": " %", "points": " points", "nats": " nats"}.get(unit, "")
+    return {"percent": " %", "points": " points", "nats": " nats", "seconds": " seconds"}.get(unit, "")
 
 
 def signed(value: float, unit: Unit) -> str:

@@ -71,6 +71,16 @@ def test_bars_of_the_waterfall_go_from_a_to_b():
     assert explained.draw_waterfall(found, "svg") == explained.draw_waterfall(found, "svg")
 
 
+def test_the_axis_says_its_unit_and_whether_lower_is_better():
+    forgetting, = find_tested(["forgetting"])
+    axes, = explained.draw(told()).axes
+    assert axes.get_xlabel() == "ACC (%)"
+    colors = [bar.get_facecolor() for bar in axes.patches]
+    axes, = explained.draw(told(measures=(forgetting, forgetting))).axes
+    assert axes.get_xlabel() == "forgetting (points), lower is better"
+    assert axes.patches[0].get_facecolor() != colors[0], "a decrease is better here"
+
+
 def test_both_formats_escape_and_say_the_same():
     found = told()
     page, text = explained.page(found, b"<svg/>"), explained.markdown(found)
