@@ -222,7 +222,7 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
             for implementation in caller.get_hookimpls() if implementation.plugin is plugin}
         if not hooks:
             raise PluginError("it has no hook, such as clbench_strategies with @hookimpl (docs/writing-a-strategy.md)")
-        declarations: list[tuple[str, dict[str, Any], Any]] = []
+        declarations: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {}
         for hook, kind, infos, type_ in (
             ("clbench_strategies", "method", registry.strategies, StrategyInfo),
             ("clbench_benchmarks", "benchmark", registry.benchmarks, BenchmarkInfo),
@@ -233,22 +233,22 @@ def _register(registry: Registry, plugin: object, origin: Origin) -> None:
             for info in hooks[hook]() if hook in hooks else ():
                 if not isinstance(info, type_):
                     raise PluginError(f"{hook} returned {info!r}, expected {type_.__name__}")
-                if info.name in infos or info.name in registry.patterns.get(kind, {}):
-                    raise PluginError(f"the plugin {registry.origins[kind, info.name].plugin} already has a {kind} "
-                                      f"{info.name!r}; choose another name")
-                declarations.append((kind, infos, info))
+                if (kind, info.name) in registry.origins or (kind, info.name) in declarations:
+                    owner = registry.origins.get((kind, info.name), origin).plugin
+                    raise PluginError(f"the plugin {owner} already has a {kind} {info.name!r}; choose another name")
+                declarations[kind, info.name] = infos, info
     except Exception as error:  # as in `discover`
         if manager.is_registered(plugin):
             manager.unregister(plugin)
         registry.broken[origin.plugin] = format_error(error, package_of(getattr(plugin, "__name__", "")))
         return
-    for kind, infos, info in declarations:
+    for (kind, name), (infos, info) in declarations.items():
         if isinstance(info, StrategyInfo) and info.unavailable:
-            registry.unavailable[info.name] = info.unavailable
+            registry.unavailable[name] = info.unavailable
             continue
         target = registry.patterns.setdefault(kind, {}) if getattr(info, "any_name", False) else infos
-        target[info.name] = info
-        registry.origins[kind, info.name] = origin
+        target[name] = info
+        registry.origins[kind, name] = origin
 
 
 def _origin(entry: EntryPoint, distributions: dict[Distribution, tuple[str, str]]) -> Origin:

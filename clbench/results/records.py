@@ -132,15 +132,15 @@ class Record(RecordPart):
             raise ValueError(f"schema {self.schema_version}, this clbench reads {SCHEMA}")
         if self.key != self.trial.key:
             raise ValueError(f"key {self.key} is not that of its trial, {self.trial.key}")
-        named_matrices = [(self.metric or ACCURACY.name, self.R), *self.scores.items()]
-        for name, matrix in (*named_matrices, (ACCURACY.name, self.task_inference or [])):
-            metric = METRICS.get(name)
+        by_metric = [(self.metric or ACCURACY.name, self.R), *self.scores.items()]
+        for name, metric, matrix in (*((name, METRICS.get(name), matrix) for name, matrix in by_metric),
+                                     ("task_inference", ACCURACY, self.task_inference or [])):
             if metric is None:
                 raise ValueError(f"{name!r} is no metric; known are {', '.join(METRICS)}")
             if any(len(row) != len(self.stream.classes if self.stream else ()) for row in matrix):
-                raise ValueError("a row of R has not one value per task")
+                raise ValueError(f"a row of {name} does not have one value per task")
             if not all(math.isfinite(value) and metric.contains(value) for value in chain.from_iterable(matrix)):
-                raise ValueError(f"{metric.name} is not within its bounds")
+                raise ValueError(f"{name} is not within its bounds")
         if self.status == "done" and (self.stream is None or len(self.R) != len(self.stream.classes) + 1):
             raise ValueError("status is done but R is not whole")
         return self

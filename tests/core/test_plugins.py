@@ -47,6 +47,8 @@ def test_a_broken_plugin_is_shown_and_stops_only_who_asks_for_it():
 
 @pytest.mark.parametrize(("returned", "error"), [
     (["lora"], "expected StrategyInfo"),
+    ([StrategyInfo("mine", "x:y", "one"), StrategyInfo("mine", "x:z", "two")],
+     "the plugin odd already has a method 'mine'; choose another name"),
     ([StrategyInfo("lora", "x:y", "a second lora")], "plugin clbench_lora already has a method 'lora'"),
 ])
 def test_a_plugin_that_returns_something_else_is_broken(returned, error):

@@ -128,6 +128,12 @@ def test_the_sentence(parts, lost, probes, words):
     assert words in sentence(Means(parts, lost, **known))
 
 
+def test_a_method_without_errors_has_no_sentence():
+    perfect = {"right": [200] * 3, "given": [200] * 3, "corrected": [200] * 3}
+    section, = build([with_errors(made("ewc", s), perfect) for s in (0, 1)]).sections
+    assert not section.anatomy
+
+
 def test_a_method_that_replays_is_advised_to_replay_more():
     means = Means({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, None, None, None, replays=True)
     assert "Try more replay, or --probe" in sentence(means)

@@ -18,6 +18,13 @@ def test_records_are_merged_by_key_and_the_first_label_counts(tmp_path):
     assert merged.notes == ()
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_curves_with_equally_many_points_that_of_more_samples_is_kept(order):
+    plain = make_record("er")
+    few, many = (plain.model_copy(update={"curve": make_curve(samples=samples)}) for samples in (100, 200))
+    assert diff.add_outputs(*(few, many)[::order]).curve == many.curve
+
+
 def test_a_merged_record_has_the_outputs_of_both(tmp_path):
     scored = with_errors(make_record("er", label="mine", reference=True, scenario="class"),
                          probe={"learned": [1, 2, 3], "end": [1, 2, 3], "together": [1, 2, 3]})

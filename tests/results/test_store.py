@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import math
@@ -7,14 +8,24 @@ import time
 
 import pytest
 from helpers.records import make_record
+from pydantic import ValidationError
 
 from clbench.core.errors import StoreError
+from clbench.results.records import Record
 from clbench.results.store import Store, read_record
 
 
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "run")
+
+
+def test_an_impossible_task_inference_is_named():
+    record = make_record("lora", task_inference=[[0.5] * 3] * 4).model_dump(by_alias=True)
+    for values, message in ((1.5, "task_inference is not within its bounds"), (0.5, None)):
+        record["task_inference"] = [[values] * 3] * 4
+        with pytest.raises(ValidationError, match=message) if message else contextlib.nullcontext():
+            Record.model_validate(record)
 
 
 def test_what_is_written_is_read_again(store):

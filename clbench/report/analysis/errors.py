@@ -28,6 +28,7 @@ RARE = (OUTDONE, UNGUIDED)
 HEADINGS = {WITHIN: "within-task error", BIAS: "task-recency bias", CONFUSED: "inter-task confusion",
             MISGUIDED: "wrong task inferred", OUTDONE: "another task's output", UNGUIDED: "right only without task ID"}
 FEW = 0.005  # a part that is smaller (as a share) is described as none
+NOTHING = 0.0005  # methods that lose less (as a share), which is 0.0 points in words, have no sentence
 
 
 def share(counts: Sequence[int], samples: Sequence[int]) -> float:
@@ -131,8 +132,12 @@ class Means:
 
 
 def sentences(methods: Sequence[MethodRecords]) -> list[str]:
-    """Return a sentence for each method on where most of its errors come from, and, except references, what to try."""
-    means_by_method = [(m, means) for m in methods if m.done and (means := Means.of(m)) is not None]
+    """Return a sentence for each method on where most of its errors come from, and, except references, what to try.
+
+    Methods without errors are left out.
+    """
+    means_by_method = [(m, means) for m in methods
+                       if m.done and (means := Means.of(m)) is not None and means.lost >= NOTHING]
     return [f"{m.label} {_largest_part(means)[0] if m.reference else sentence(means)}" for m, means in means_by_method]
 
 
