@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
+from click.core import ParameterSource
 
 from clbench.cli.completion import complete_names
 from clbench.core.files import readable_name
@@ -25,6 +26,12 @@ else:  # not generic in click 8.2
 def typed_command() -> str:
     """Return the command that the user typed, as records store it."""
     return readable_name(shlex.join(["clbench", *sys.argv[1:]]))
+
+
+def options_passed(context: click.Context) -> dict[str, str]:
+    """Return the options and arguments on the command line as the user writes them, by parameter name."""
+    return {p.name: p.opts[0] for p in context.command.params
+            if p.name and context.get_parameter_source(p.name) is ParameterSource.COMMANDLINE}
 
 
 class TaskNumber(IntType):

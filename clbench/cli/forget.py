@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import FILE, PATH, device_option
+from clbench.cli.common_options import FILE, PATH, device_option, options_passed
 from clbench.cli.help import Command
 from clbench.data.own.instructions import find_file
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clbench.results.audit import Audit, Role
 
 LOST = "lost"
+FOR_EXPORT = ("base", "models", "export_scale", "to")  # parameters that apply without files to score
 EXAMPLES = (
     ("clbench forget BASE adapter --tasks acme.jsonl --general english", "checks what an adapter forgot"),
     ("clbench forget BASE checkpoints --tasks acme.jsonl --out audit --fail-on lost", "checks each checkpoint, for CI"),
@@ -74,11 +75,12 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 @click.option("--batch-size", "batch", type=click.IntRange(min=1), default=8, show_default=True, help="Number of "
               "items to score at once.")
 @device_option("auto", default="auto")
-def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], general_files: tuple[Path, ...],
-            new: tuple[Path, ...], length: int | None, allow_cut_responses: bool, chat_template: Path | None,
-            any_base: bool, margin_nll: float, margin_exact: float, scales: tuple[float, ...],
-            export_scale: float | None, to: Path | None, show: bool, fail_on: str | None, as_json: bool,
-            out: Path | None, batch: int, device: str) -> int:
+@click.pass_context
+def command(context: click.Context, /, base: str, models: tuple[Path, ...], tasks: tuple[Path, ...],
+            general_files: tuple[Path, ...], new: tuple[Path, ...], length: int | None, allow_cut_responses: bool,
+            chat_template: Path | None, any_base: bool, margin_nll: float, margin_exact: float,
+            scales: tuple[float, ...], export_scale: float | None, to: Path | None, show: bool, fail_on: str | None,
+            as_json: bool, out: Path | None, batch: int, device: str) -> int:
     """Check what fine-tuned language models forgot, compared with the model that they started from.
 
     BASE is the model before fine-tuning: a folder or a name on the Hugging Face Hub. ADAPTER_OR_MODEL is a PEFT
@@ -96,6 +98,9 @@ def command(base: str, models: tuple[Path, ...], tasks: tuple[Path, ...], genera
         raise click.UsageError("name at least one file by --tasks, --general or --new")
     if not models and not show:
         raise click.UsageError("name at least one adapter or model after BASE")
+    ignored = [flag for option, flag in options_passed(context).items() if option not in FOR_EXPORT]
+    if not files and ignored:
+        raise click.UsageError(f"{ignored[0]} needs files to score: name at least one by --tasks, --general or --new")
     if export_scale is not None and to is not None:
         export(models, export_scale, to)
         if not files:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from click.core import ParameterSource
 from tabulate import tabulate
 
-from clbench.cli.common_options import FILE, methods_option, model_option, plugin_option
+from clbench.cli.common_options import FILE, methods_option, model_option, options_passed, plugin_option
 from clbench.cli.help import Command
 from clbench.core.options import format_value
 from clbench.core.scenario import Scenario
@@ -211,8 +210,7 @@ def command(context: click.Context, /, layer: tuple[int, ...] | None, rank: list
 
     clbench trains nothing: it runs the methods' code on tensors without values. A run records the same numbers.
     """
-    flags = {p.name: p.opts[0] for p in context.command.params
-             if p.name and context.get_parameter_source(p.name) is ParameterSource.COMMANDLINE}
+    flags = options_passed(context)
     if ("layer" in flags) == ("model" in flags):
         raise click.UsageError("give --layer OUTxIN or --model NAME, one of them")
     if layer is None and "rank" in flags:

@@ -14,6 +14,7 @@ from clbench.cli.common_options import (
     execution_options,
     methods_option,
     names_in,
+    options_passed,
     plugin_option,
     stale_options,
 )
@@ -45,6 +46,7 @@ EXAMPLES = (
     ("clbench verify van-de-ven-split-mnist --methods naive,ewc --seeds 5",
      "reproduces the numbers of two methods with five seeds"),
 )
+FOR_LISTING = ("data", "plugins")  # options that the list of tables accepts
 COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers", "out", "dry_run")
 
 
@@ -61,7 +63,8 @@ COMMON = ("scenario", "methods", "seeds", "weights", "device", "data", "workers"
 @stale_options
 @click.option("--dry-run", is_flag=True, help="List the trials with their state, trainable parameters and "
               "FLOPs; train nothing and write no records.")
-def command(name: str | None, scenario: str | None, methods: str | None, out: Path | None,
+@click.pass_context
+def command(context: click.Context, /, name: str | None, scenario: str | None, methods: str | None, out: Path | None,
             plugins: tuple[Path, ...], stale: OnStale, dry_run: bool, **given: Any) -> int:
     """Reproduce a published table, with a verdict on each number.
 
@@ -78,6 +81,10 @@ def command(name: str | None, scenario: str | None, methods: str | None, out: Pa
     from clbench.report.writing import write_file
     from clbench.results import provenance, verification
 
+    ignored = [flag for option, flag in options_passed(context).items() if option not in FOR_LISTING]
+    if name is None and ignored:
+        raise click.UsageError(f"{ignored[0]} needs the name of a table: clbench verify NAME (clbench verify lists the "
+                               "tables)")
     registry = discover(files=plugins)
     if name is None:
         all_references = {key: references.read_reference(path) for key, path in references.shipped().items()}

@@ -109,6 +109,14 @@ class ExecutionSettings(Strict):
         return value
 
     @model_validator(mode="after")
+    def _check_curve(self) -> ExecutionSettings:
+        """Reject a number of samples for accuracies during training without an interval."""
+        if self.evaluate_every is None and self.evaluate_samples != type(self).model_fields["evaluate_samples"].default:
+            raise ValueError("--evaluate-samples applies only with --evaluate-every: add --evaluate-every N, or leave "
+                             "it out")
+        return self
+
+    @model_validator(mode="after")
     def _check_place(self) -> ExecutionSettings:
         """Reject settings that do not apply to the chosen executor."""
         if self.executor == "local" and (self.address is not None or self.gpus is not None):

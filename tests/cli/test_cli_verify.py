@@ -33,6 +33,14 @@ def test_without_a_name_the_references_are_listed(capsys, tmp_path):
     assert rows["ranpac-split-cifar100"].split()[3:5] == ["weights,", "GPU"]
 
 
+@pytest.mark.parametrize("option", [["--methods", "ewc"], ["--scenario", "task"], ["--seeds", "5"], ["--dry-run"],
+                                    ["--weights", "w.pt"], ["--device", "cpu"], ["--out", "here"]])
+def test_options_of_a_table_need_its_name(capsys, option):
+    code, out, err = call(capsys, *option)
+    assert code == 2 and not out
+    assert f"{option[0]} needs the name of a table: clbench verify NAME" in " ".join(err.split())
+
+
 def test_hours_are_those_of_all_seeds_at_the_stated_speeds():
     reference, = (references.find(name)[1] for name in ["van-de-ven-split-mnist"])
     seeds, cells = len(reference.spec(reference.cells[0]).seeds), str(len(reference.cells))

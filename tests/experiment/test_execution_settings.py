@@ -136,6 +136,8 @@ def test_mistakes_in_the_table_are_named_with_their_place():
 @pytest.mark.parametrize(("values", "words"), [
     ({"address": "a:1"}, "--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out"),
     ({"gpus": 0}, "--address and --gpus apply only to a Ray cluster: add --executor ray, or leave them out"),
+    ({"evaluate_samples": 50},
+     "--evaluate-samples applies only with --evaluate-every: add --evaluate-every N, or leave it out"),
     ({"executor": "ray", "workers": 0}, "--workers 0 runs trials in this process and --executor ray on a "
                                         "cluster: leave one of them out")])
 def test_settings_that_contradict_each_other_are_refused(values, words):

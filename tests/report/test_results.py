@@ -212,6 +212,9 @@ def test_what_cannot_be_drawn_is_said():
         results.plot("curve")
     with pytest.raises(SpecError, match="nothing to draw for 'growth': no method grows"):
         results.plot("growth")
+    for ignored in ({"x": "rank"}, {"y": "rank"}, {"metric": "forgetting"}):
+        with pytest.raises(SpecError, match=r"plot\('cost'\) takes no x, y or metric, which belong to plot\('grid'\)"):
+            results.plot("cost", **ignored)
     two = Results([*results, make_record("ewc", 0, R, scenario="class")])
     with pytest.raises(SpecError, match=r"several settings here, name one .*Task-IL, mlp; .*Class-IL, mlp"):
         two.plot()

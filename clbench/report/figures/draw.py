@@ -49,6 +49,9 @@ def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | 
     """Return a figure. The arguments and errors are those of `Results.plot`."""
     if kind != GRID and kind not in DRAWN:
         raise SpecError(unknown("plot", kind, [*DRAWN, GRID], "help(clbench.Results.plot)"))
+    if kind != GRID and (x, y, metric) != (None, None, None):
+        raise SpecError(f"plot({kind!r}) takes no x, y or metric, which belong to plot({GRID!r}); by_metric(NAME) "
+                        "gives results by another metric")
     chosen_setting = choose(group_by_setting(records), setting, kind)
     if kind == GRID:
         data = grid(chosen_setting, x, y, metric)
