@@ -172,6 +172,7 @@ class FigureData:
     axis: str = ""  # title of the vertical axis, for growth
     table: Table | None = None  # data of the kinds arrival and errors
     metric: Metric = ACCURACY  # the metric of `results` and `points`
+    selection: str = ""  # "14 of 36 methods" if the figure shows only some of them; the caption says so, too
 
     @property
     def brief(self) -> bool:

@@ -163,10 +163,11 @@ def _select_figures(figures: Callable[..., tuple[FigureData, ...]], setting: Set
     words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
     groups = [f"the {BEST_DRAWN} {words}", "the Pareto fronts of trainable parameters and training compute",
               *(compared.other for compared in section_facts.compared)]
-    remark = f" It shows {len(labels)} of {len(results)} methods: {join_names(groups)}. report.html has all methods."
+    selection = f"{len(labels)} of {len(results)} methods"
+    remark = f" It shows {selection}: {join_names(groups)}. report.html has all methods."
     drawn = figures(setting.title, slug, [p for p in points if p.label in labels],
                     [r for r in results if r.label in labels], setting.metric)
-    return tuple(replace(figure, caption=figure.caption + remark) for figure in drawn)
+    return tuple(replace(figure, caption=figure.caption + remark, selection=selection) for figure in drawn)
 
 
 def _with_growth(costs: Table, methods: Sequence[MethodRecords]) -> Table:

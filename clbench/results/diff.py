@@ -82,14 +82,15 @@ def merge_runs(folders: Sequence[Path], command: Sequence[str] = ("clbench", "re
 
 
 def add_outputs(record: Record, other: Record) -> Record:
-    """Return a record with the outputs that it lacks, and with the curve of more points, or else of more samples, from another record of the trial.
+    """Return a record with the outputs that it lacks, and with the finer curve, from another record of the trial.
 
-    Outputs are what a run may request beyond R. They do not affect training, so both trials trained the same network.
+    The finer curve has more points or, if both have as many, more samples. Outputs are what a run may request beyond R. They do not affect training, so both trials trained the same network.
     """
     curves = [curve for curve in (record.curve, other.curve) if curve is not None]
     with_items = other if item_ids(record) is None and item_ids(other) is not None else record
     return record.model_copy(update={
-        "curve": min(curves, key=lambda curve: (curve.every, -sum(curve.samples)), default=None), "probe": record.probe or other.probe,
+        "curve": min(curves, key=lambda curve: (curve.every, -sum(curve.samples)), default=None),
+        "probe": record.probe or other.probe,
         "errors": max(record.errors, other.errors, key=len), "answers": record.answers or other.answers,
         "general": other.general | record.general, "general_files": other.general_files | record.general_files,
         "items": with_items.items, "item_scores": with_items.item_scores})

@@ -11,7 +11,10 @@ from clbench.report import build
 from clbench.report.analysis.facts import facts
 from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.method_records import test_set_interval as set_interval
+from clbench.report.figures.draw import draw_figure
+from clbench.report.figures.style import assign_styles
 from clbench.report.formats import html, latex, markdown
+from clbench.report.results import Results
 from clbench.results.items import wilson_interval
 from clbench.results.metrics import acc
 
@@ -161,6 +164,11 @@ def test_figures_of_many_methods_show_the_references_that_their_captions_name():
     assert "fronts of trainable parameters and training compute, Fine-tuning and Joint training. " in curves.caption
     names = {result.label for result in curves.results}
     assert {"Fine-tuning", "Joint training", "m0", "m19"} <= names and not {"Linear probe", "m1"} & names
+    count = f"({len(names)} of 23 methods)"
+    assert count[1:-1] in curves.caption and Results(records).plot().axes[0].get_title(loc="left").endswith(count)
+    heatmaps, = (f for f in report.sections[0].figures if f.kind == "heatmaps")
+    drawn, brief = (draw_figure(f, assign_styles(report.strategies), ["svg"])[0].decode() for f in (heatmaps, curves))
+    assert count in drawn and count not in brief, "report.md has the captions of the brief figures"
     shown = re.findall(r'aria-pressed="true"[^>]*>([^<]*)<', html.render(report))
     assert {"Fine-tuning", "Joint training", "m0", "m19"} <= set(shown) and "Linear probe" not in shown
 

@@ -64,8 +64,14 @@ def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | 
     if figure is None:
         raise SpecError(f"nothing to draw for {kind!r}: {WHY[kind]}")
     with style.styled():
-        return show_in_notebook(KINDS[figure.kind](replace(figure, subject=chosen_setting.title),
+        subject = _with_selection(chosen_setting.title, figure)  # there is no caption that would say it
+        return show_in_notebook(KINDS[figure.kind](replace(figure, subject=subject),
                                                    style.assign_styles(report.strategies)))
+
+
+def _with_selection(text: str, figure: FigureData) -> str:
+    """Return a text with the number of methods in parentheses if a figure shows only some of them."""
+    return f"{text} ({figure.selection})" if figure.selection else text
 
 
 def choose(settings: Sequence[Setting], wanted: str | None, kind: str) -> Setting:
@@ -134,5 +140,6 @@ def draw_figure(data: FigureData, styles: Mapping[str, StrategyStyle],
         return []
     with style.styled():
         figure = KINDS[data.kind](data, styles)
-        style.add_title(figure, data.title)
-        return [style.encode_figure(figure, f"{data.title}: {data.subject}", f) for f in file_formats]
+        title = data.title if data.brief else _with_selection(data.title, data)  # the others have no caption
+        style.add_title(figure, title)
+        return [style.encode_figure(figure, f"{title}: {data.subject}", f) for f in file_formats]

@@ -60,5 +60,5 @@ def _with_curves(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(figure: dict[str, Any]) -> dict[str, Any]:
-    numbers = ("points", "results", "axis", "table", "metric")
+    numbers = ("points", "results", "axis", "table", "metric", "selection")
     return {name: value for name, value in figure.items() if name not in numbers}
