@@ -116,7 +116,7 @@ def list_continuations(text: str, name: str, options: Iterable[OptionDoc]) -> li
     """Return the continuations of `name:option=value:...`: options that are not there yet, or values of the last one.
 
     >>> from clbench.core.options import OptionDoc
-    >>> continued("lora:r", "lora", [OptionDoc("rank", "int", 8, False, "")])
+    >>> list_continuations("lora:r", "lora", [OptionDoc("rank", "int", 8, False, "")])
     ['lora:rank=']
     """
     head, _, last = text.rpartition(":")

@@ -20,10 +20,10 @@ def format_digits(value: float, size: float | None = None) -> str:
 
     `size` is the number itself by default. If it is below 0.001, the text is in scientific notation.
 
-    >>> significant(6.5812), significant(123.4), significant(0.00123), significant(0.0123, 6.58), significant(0)
-    ('6.58', '123', '0.0012', '0.01', '0.00')
-    >>> significant(0.00012345), significant(0.0, 0.0003)
-    ('1.23e-04', '0')
+    >>> format_digits(6.5812), format_digits(123.4), format_digits(0.00123), format_digits(0)
+    ('6.58', '123', '0.0012', '0.00')
+    >>> format_digits(0.00012345), format_digits(0.0123, 6.58), format_digits(0.0, 0.0003)
+    ('1.23e-04', '0.01', '0')
     """
     exponent = int(f"{abs(value if size is None else size) or 1.0:.2e}".partition("e")[2])
     if exponent < -3:

@@ -134,7 +134,7 @@ MANY = 12  # names in a sentence; a longer list is cut
 def list_names(names: Sequence[str], most: int = MANY) -> str:
     """Return names as a list. A long list is cut and ends with the number of the other names.
 
-    >>> named(["ewc", "er"]), named(["ewc", "er", "lora", "pnn"], 2)
+    >>> list_names(["ewc", "er"]), list_names(["ewc", "er", "lora", "pnn"], 2)
     ('ewc, er', 'ewc, er and 2 more')
     """
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
@@ -143,7 +143,7 @@ def list_names(names: Sequence[str], most: int = MANY) -> str:
 def join_names(names: Sequence[str], most: int = MANY) -> str:
     """Return names as a list in a sentence. A long list is cut and ends with the number of the other names.
 
-    >>> in_words(["EWC"]), in_words(["EWC", "ER"]), in_words(["EWC", "ER", "PNN", "SI"], 3)
+    >>> join_names(["EWC"]), join_names(["EWC", "ER"]), join_names(["EWC", "ER", "PNN", "SI"], 3)
     ('EWC', 'EWC and ER', 'EWC, ER, PNN and 1 more')
     """
     items = [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
@@ -161,7 +161,7 @@ def shorten_alt(alt: str, title: str) -> str:
 def describe_by_task(values: list[int]) -> str:
     """Describe one value per task in words. Equal neighbors are joined. A long list keeps its ends and its maximum.
 
-    >>> by_task([478410, 4100, 4100])
+    >>> describe_by_task([478410, 4100, 4100])
     '478,410 in task 1, 4,100 in tasks 2-3'
     """
     runs: list[tuple[int, int, int]] = []
@@ -199,7 +199,7 @@ def as_ranges(values: list[int]) -> str:
 def list_seeds(values: list[int]) -> str:
     """Return seeds as a list with the noun before it.
 
-    >>> listed_seeds([0]), listed_seeds([0, 0, 1, 1, 2, 2])
+    >>> list_seeds([0]), list_seeds([0, 0, 1, 1, 2, 2])
     ('seed 0', 'seeds 0-2')
     """
     return f"seed{'s' * (len(set(values)) > 1)} {as_ranges(values)}"

@@ -84,7 +84,8 @@ def merge_runs(folders: Sequence[Path], command: Sequence[str] = ("clbench", "re
 def add_outputs(record: Record, other: Record) -> Record:
     """Return a record with the outputs that it lacks, and with the finer curve, from another record of the trial.
 
-    The finer curve has more points or, if both have as many, more samples. Outputs are what a run may request beyond R. They do not affect training, so both trials trained the same network.
+    The finer curve has more points or, if both have as many, more samples. Outputs are what a run may request beyond R.
+    They do not affect training, so both trials trained the same network.
     """
     curves = [curve for curve in (record.curve, other.curve) if curve is not None]
     with_items = other if item_ids(record) is None and item_ids(other) is not None else record

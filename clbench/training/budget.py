@@ -75,7 +75,7 @@ def describe_steps_granted(recipe: Recipe, samples: Sequence[int]) -> str:
         recipe: the recipe of the trials.
         samples: the number of training samples of each task.
 
-    >>> granted_in_words(Recipe(), [96, 120])
+    >>> describe_steps_granted(Recipe(), [96, 120])
     '10 optimizer steps a task (96 to 120 samples, batch 128, 10 epochs): few; --epochs N or --iterations N gives more'
     """
     steps = [steps_of(recipe, count) for count in samples]

@@ -73,7 +73,7 @@ def as_text(values: Iterable[Any]) -> list[str]:
 def sort_names(names: Iterable[str]) -> list[str]:
     """Return each name once, sorted: by size if all are numbers, else as text.
 
-    >>> in_order(["10", "9", "10"]), in_order(["b", "a"])
+    >>> sort_names(["10", "9", "10"]), sort_names(["b", "a"])
     (['9', '10'], ['a', 'b'])
     """
     distinct = sorted(set(names))

@@ -44,8 +44,10 @@ def option_names(display_name: str) -> set[str]:
 def fill_display_name(display_name: str, options: Mapping[str, Any]) -> str:
     """Return a display name with the values of its options. If `per_class` is set, it replaces `capacity`.
 
-    >>> filled("LoRA r={rank}", {"rank": 8}), filled("ER ({capacity})", {"capacity": 200, "per_class": 20})
-    ('LoRA r=8', 'ER (per_class=20)')
+    >>> fill_display_name("LoRA r={rank}", {"rank": 8})
+    'LoRA r=8'
+    >>> fill_display_name("ER ({capacity})", {"capacity": 200, "per_class": 20})
+    'ER (per_class=20)'
     """
     values = {name: format_value(options[name]) for name in option_names(display_name)}
     if "capacity" in values and options.get("per_class") is not None:
