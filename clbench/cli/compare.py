@@ -107,7 +107,7 @@ def diff_runs(before: Path, after: Path) -> int:
         show_table(table, console)
     facts: list[str] = []
     for change in changes.changed[:_SHOWN]:
-        facts += [diff.name(change.before), *(f"  {fact}" for fact in change.differences)]
+        facts += [diff.name_trial(change.before), *(f"  {fact}" for fact in change.differences)]
     if len(changes.changed) > _SHOWN:
         facts.append(f"and {plural(len(changes.changed) - _SHOWN, 'more trial')}")
     for heading, lines in (("only in A", _trials(changes.only_before)), ("only in B", _trials(changes.only_after)),

@@ -13,12 +13,11 @@ from statistics import fmean
 
 from clbench.core.errors import SpecError, guess
 from clbench.core.objective import ACCURACY, Metric
-from clbench.experiment.until import UntilDecided
 from clbench.report.formatting import NONE, clean, interval, number
 from clbench.report.model import Cell, Column, Unit
 from clbench.results import curve, metrics
 from clbench.results.curve import Curve
-from clbench.results.records import Record
+from clbench.results.records import ErrorCounts, Record
 from clbench.results.sequential import interval_of
 from clbench.results.stats import Interval
 
@@ -69,12 +68,19 @@ def _training_cpu(record: Record) -> float | None:
     return sum(times.train_cpu) + sum(times.consolidate_cpu) if times.train_cpu else None
 
 
+def share(counts: Sequence[int], samples: Sequence[int]) -> float:
+    """Return the counts as shares of the samples of their tasks, averaged over tasks."""
+    return fmean(n / total for n, total in zip(counts, samples, strict=True))
+
+
+def read_last_counts(record: Record) -> ErrorCounts | None:
+    """Return the counts of errors in the last row of R, or None if the record has none."""
+    return record.errors[-1] if record.errors and record.errors[-1].learned == len(record.R) - 1 else None
+
+
 def with_task_ids(record: Record) -> float | None:
     """Return the mean over tasks of the final accuracy with given task IDs, or None if it is not known."""
-    counts = record.errors[-1] if record.errors else None
-    if counts is None or counts.learned != len(record.R) - 1:
-        return None
-    return fmean(count / samples for count, samples in zip(counts.given, counts.samples, strict=True))
+    return share(counts.given, counts.samples) if (counts := read_last_counts(record)) else None
 
 
 def _pooled_reader(metric: Callable[[metrics.Matrix, Sequence[int]], float],
@@ -231,20 +237,19 @@ def _by_name(measures: Sequence[Measure]) -> dict[str, Measure]:
     return ({m.metric.name: m for m in tested if m.metric} | {m.column.title.lower(): m for m in tested})
 
 
-def cells(series: Sequence[Sequence[float | None]], unit: Unit, until: UntilDecided | None = None) -> list[Cell]:
+def cells(series: Sequence[Sequence[float | None]], unit: Unit) -> list[Cell]:
     """Return a column's cells, one for each method. If a seed has no value, the cell is a dash.
 
-    A count that is the same for every seed is exact and has no interval. If a rule added seeds, intervals are repeated
-    confidence intervals.
+    A count that is the same for every seed is exact and has no interval.
     """
-    return [_cell(values, unit, until) for values in series]
+    return [_cell(values, unit) for values in series]
 
 
-def _cell(values: Sequence[float | None], unit: Unit, until: UntilDecided | None) -> Cell:
+def _cell(values: Sequence[float | None], unit: Unit) -> Cell:
     known_values = [value for value in values if value is not None]
     if not known_values or len(known_values) < len(values):
         return Cell(NONE, values=tuple(values))
-    return cell_of(interval_of(known_values, until), unit, values)
+    return cell_of(interval_of(known_values, None), unit, values)
 
 
 def cell_of(over: Interval, unit: Unit, values: Sequence[float | None]) -> Cell:

@@ -90,8 +90,8 @@ def comparison(records: Sequence[Record], baseline: str | None, metrics: Iterabl
             for table in tables:
                 for row, numbers in zip(table.rows, _rows(table), strict=True):
                     rows.append({table.corner: row.label, **({"baseline": named_baseline} if named_baseline else {}),
-                                 **{name: text for name, text in numbers.items() if isinstance(text, str)},
-                                 **numbers, "setting": setting.title, "metric": measure.column.title})
+                                 **dict(sorted(numbers.items(), key=lambda item: not isinstance(item[1], str))),
+                                 "setting": setting.title, "metric": measure.column.title})
     frame = _frame(rows)
     frame.attrs[VERDICTS] = tuple(verdicts)
     return frame

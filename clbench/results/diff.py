@@ -70,10 +70,11 @@ def merge_runs(folders: Sequence[Path], command: Sequence[str] = ("clbench", "re
                     failed_folder, counted_folder = first_folder, folder
                     if first.status != "failed":
                         failed_folder, counted_folder = folder, first_folder
-                    notes.append(f"{name(first)} failed in {failed_folder}; its record in {counted_folder} counts")
+                    notes.append(f"{name_trial(first)} failed in {failed_folder}; its record in {counted_folder} "
+                                 "counts")
             else:
-                conflicts.append(f"{name(record)} differs between {first_folder} and {folder} (record {record.key}): "
-                                 + "; ".join(differences(first, record)))
+                conflicts.append(f"{name_trial(record)} differs between {first_folder} and {folder} (record "
+                                 f"{record.key}): " + "; ".join(differences(first, record)))
     if conflicts:
         conflicts.append("different records of one trial cannot be combined: leave one of the folders out, or move "
                          "one of the records away (clbench diff A B shows the differences)")
@@ -113,7 +114,7 @@ def _no_records(folder: Path, problems: Sequence[Problem], command: Sequence[str
                         for path in inner[:MOST_SHOWN]), *omissions * (len(inner) > MOST_SHOWN)])
 
 
-def name(record: Record) -> str:
+def name_trial(record: Record) -> str:
     """Return the name of a trial for messages."""
     trial = record.trial
     return f"{record.label}, seed {trial.seed} ({trial.benchmark.name}, {trial.scenario}, {trial.model.name})"

@@ -168,7 +168,7 @@ class Record(RecordPart):
     @property
     def result(self) -> str:
         """Return the mean over tasks in the last row of R in words: `ACC 91.2`."""
-        metric = METRICS[self.metric or ACCURACY.name]
+        metric = metric_of(self)
         return f"{metric.short} {metric.text(acc(self.R))}"
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.learning import falling_loss, low_learning, steps_of_authors, trains_heads_slowly
 from clbench.report.analysis.method_records import CHANCE, UNDERFIT, MethodRecords
 from clbench.report.decided import Facts
-from clbench.report.formatting import as_ranges, join_names
+from clbench.report.formatting import join_names, list_seeds
 
 SEEDS = 5  # after one seed
 
@@ -170,8 +170,8 @@ def _every(setting: Setting) -> Iterator[str]:
     if added_seeds := sorted({r.trial.seed for r in setting.records if r.seen}):
         assumption = ("tests assume a rule for adding seeds that was chosen before"
                       if any(r.until for r in setting.records) else "the tests do not account for that")
-        yield (f"{_seeds(added_seeds)} {'was' if len(added_seeds) == 1 else 'were'} added after an interim analysis; "
-               f"{assumption}.")
+        yield (f"{list_seeds(added_seeds).capitalize()} {'was' if len(added_seeds) == 1 else 'were'} added after an "
+               f"interim analysis; {assumption}.")
     if partial := [m.label for m in setting.methods if not m.complete]:
         yield f"Not every seed gave a result: {join_names(partial, NAMES)}."
     for mark, words in ((CHANCE, "Not better than chance"), (UNDERFIT, "Underfit (the training loss stayed high)")):
@@ -229,7 +229,3 @@ def _name_labels(labels: Sequence[str], methods: Sequence[MethodRecords]) -> str
     if len(labels) > NAMES and len(other_labels) < NAMES:
         return f"all except {join_names(other_labels, NAMES)}" if other_labels else "all methods"
     return join_names(labels, NAMES)
-
-
-def _seeds(seeds: list[int]) -> str:
-    return f"{'Seed' if len(seeds) == 1 else 'Seeds'} {as_ranges(seeds)}"

@@ -13,7 +13,7 @@ from statistics import fmean
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.analysis.names import NamedTasks
-from clbench.report.columns import Measure
+from clbench.report.columns import Measure, read_last_counts, share
 from clbench.report.formatting import number
 from clbench.report.model import Cell, Column, Row, Table, Unit
 from clbench.results.records import ErrorCounts, Probe, Record
@@ -31,11 +31,6 @@ FEW = 0.005  # a part that is smaller (as a share) is described as none
 NOTHING = 0.0005  # methods that lose less (as a share), which is 0.0 points in words, have no sentence
 
 
-def share(counts: Sequence[int], samples: Sequence[int]) -> float:
-    """Return the counts as shares of the samples of their tasks, averaged over tasks."""
-    return fmean(n / total for n, total in zip(counts, samples, strict=True))
-
-
 def parts_of(counts: ErrorCounts) -> dict[str, float]:
     """Return the parts of the error in one row of R, by name. They sum to the error.
 
@@ -50,11 +45,6 @@ def parts_of(counts: ErrorCounts) -> dict[str, float]:
                 CONFUSED: part(counts.given) - part(counts.corrected)}
     return {WITHIN: within, MISGUIDED: part(counts.misguided), OUTDONE: part(counts.outdone),
             UNGUIDED: -part(counts.only_unguided)}
-
-
-def read_last_counts(record: Record) -> ErrorCounts | None:
-    """Return the counts of the last row, or None if the record has none."""
-    return record.errors[-1] if record.errors and record.errors[-1].learned == len(record.R) - 1 else None
 
 
 def _part(name: str) -> Callable[[Record, Record | None], float | None]:

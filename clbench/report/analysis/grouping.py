@@ -121,10 +121,8 @@ class Setting:
     def cells(self, measure: Measure) -> list[Cell]:
         """Return the cell of each method in the column of a measure. None is marked as the best."""
         unit, values = measure.column.unit, [list(by_seed.values()) for by_seed in self.values(measure).values()]
-        if not self.answers(measure):
-            return cells(values, unit, self.until)
-        return [cell_of(self.interval(measure, m.label), unit, by_seed) if m.done else cells([by_seed], unit)[0]
-                for m, by_seed in zip(self.methods, values, strict=True)]
+        return [cell_of(self.interval(measure, m.label), unit, by_seed) if by_seed and None not in by_seed else
+                cells([by_seed], unit)[0] for m, by_seed in zip(self.methods, values, strict=True)]
 
     def mean(self, measure: Measure, label: str) -> float | None:
         """Return the mean of a method over its seeds, or None if some seed has no value."""

@@ -13,7 +13,7 @@ from clbench.experiment.recipe import DECAY, OPTIMIZER_TITLES, Recipe
 from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.method_records import same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import NONE, as_ranges, clean, join_names, list_names, number, unit_of
+from clbench.report.formatting import NONE, as_ranges, clean, join_names, list_names, list_seeds, number, unit_of
 from clbench.results.metrics import acc
 from clbench.results.provenance import commit_of, results_by_commit
 from clbench.results.records import Record, StreamFacts, metrics_of
@@ -31,8 +31,8 @@ def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
     if added_records:
         seeds = {r.trial.seed for r in added_records}
         shown_seeds = set(chain.from_iterable(r.seen for r in added_records))
-        yield (f"{_seeds(seeds)} {'was' if len(seeds) == 1 else 'were'} added after a report had shown "
-               f"{_seeds(shown_seeds).lower()}. Intervals and tests assume "
+        yield (f"{list_seeds(list(seeds)).capitalize()} {'was' if len(seeds) == 1 else 'were'} added after a report "
+               f"had shown {list_seeds(list(shown_seeds))}. Intervals and tests assume "
                f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
                "more often if interim results decide whether to continue"
                + ("" if until else ". With --until decided, interim analyses are allowed"))
@@ -43,10 +43,6 @@ def describe_common_test(records: Sequence[Record]) -> Iterator[str]:
     if any(record.common_test for record in records):
         yield ("All tasks share one test set. Forgetting, BWT, FWT, learning accuracy and intransigence need one for "
                f"each task, so they have no value ({NONE})")
-
-
-def _seeds(seeds: set[int]) -> str:
-    return f"Seed{'s' * (len(seeds) > 1)} {as_ranges(sorted(seeds))}"
 
 
 Pairs = tuple[tuple[str, str], ...]
