@@ -219,10 +219,9 @@ def compare_with_best(setting: Setting, families: Mapping[Measure, Family]) -> C
         if tests.pairs:
             complete = {label: by_seed for label, by_seed in values.items() if label in setting.eligible}
             best = leader(measure.column, complete or values, tests)
-            best_first = {best: values[best], **values}  # `leader` returns the first of equal means
-            group = ("" if leader(measure.column, best_first) == best else
-                     " of the methods that are not significantly worse than another one" if setting.until else
-                     " of the methods with all seeds")
+            highest = leader(measure.column, {best: values[best], **values})  # the first of equal means
+            group = ("" if highest == best else " of the methods with all seeds" if not setting.until else
+                     " of the methods that are not significantly worse than another one")
             rank = f"the best mean{group}"
             other_labels = [label for label in values if label != best]
             sentence = verdict(tests, best, other_labels, rank, setting)
