@@ -164,7 +164,8 @@ plugin_option = click.option("--plugin", "plugins", multiple=True, metavar="FILE
 
 
 metric_option = click.option("--metric", metavar="NAME", help="Metric to rank and test methods by: nll or exact "
-                             "for language models, rmse or r2 for regression.  [default: nll or rmse]")
+                             "for language models, rmse or r2 for regression.  [default: accuracy; nll for language "
+                             "models; rmse for regression]")
 
 
 def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,8 +52,9 @@ COMMON = ("methods", "benchmark", "scenario", "model", "weights", "seeds", "opti
 @click.option("--scenario", metavar="LIST", help=f"Scenarios: {', '.join(SCENARIOS)}. Only task gives task IDs "
               "at test time.  [default: the benchmark's first]")
 @model_option("Model, as in mlp:width=100 (clbench models).  [default: mlp]")
-@click.option("--weights", metavar="FILE", help="Pretrained weights of the model: safetensors, a torch state dict, or "
-              "torchvision's name for them, such as IMAGENET1K_V1.  [default: none]")
+@click.option("--weights", metavar="FILE|NAME", help="Pretrained weights of the model: a file (safetensors, a torch "
+              "state dict or Google's .npz), timm, timm:TAG, hf-hub:OWNER/NAME, or torchvision's name for them, such "
+              "as IMAGENET1K_V1 (docs/pretrained.md).  [default: none]")
 @click.option("--seeds", metavar="N|LIST", help="Number of seeds (3 is 0,1,2) or a list such as 0,4.  [default: 3]")
 @click.option("--until", metavar="decided", help="Add seeds one at a time until every difference is decided, by "
               "sequential tests that stay valid (docs/choosing.md).")

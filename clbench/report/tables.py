@@ -191,7 +191,7 @@ def _insert_after(measure: Measure, table: Table, column: Column, cells: Sequenc
 def _cells(measure: Measure, setting: Setting, families: Families) -> list[Cell]:
     """Return a measure's cells, one for each method, with the best in bold."""
     column, method_cells = measure.column, setting.cells(measure)
-    if column.direction is None:
+    if column.direction is None or (column.unit == "seconds" and not setting.has_comparable_times):
         return method_cells
     eligible = {i for i, (m, cell) in enumerate(zip(setting.methods, method_cells, strict=True))
                 if m.label in setting.eligible and cell.mean is not None and (cell.mean or measure.zero_competes)}

@@ -40,14 +40,15 @@ def test_list_and_show(run, capsys):
         (next((run / "artifacts").iterdir()) / name).write_bytes(b"other files")
     code, out, err = call(capsys, "list", run)
     assert (code, err) == (0, "")
-    assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "1,2,3", "task0,task1,task2", str(size)]
+    assert out.splitlines()[2].split()[1:] == ["lora:mlp/0", "task", "done", "1,2,3", "task0,task1,task2",
+                                             f"{size / 1000:.1f}", "kB"]
     assert f"The folders are in {run}/artifacts/KEY." in out
     code, out, err = call(capsys, "show", run, "lora:mlp/0", "--task", 2)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "task 2: classes 2, 3"
-    assert lines[3].split()[:5] == ["blocks.0.body.1", "3", "5", "228", "912"]
-    assert lines[-2].split() == ["all", "300", "1200"]
+    assert lines[3].split()[:5] == ["blocks.0.body.1", "3", "5", "228", "912"]  # bytes
+    assert lines[-2].split() == ["all", "300", "1.20", "kB"]
     assert call(capsys, "show", run)[1].count("blocks.1.body") == 3
     (run / "empty").mkdir()
     assert call(capsys, "list", run / "empty")[:2] == (0, f"no adapters in {run / 'empty'}\n")

@@ -7,6 +7,7 @@ from helpers.records import VERSIONS, make_matrix, make_record
 from clbench.core.errors import StoreError
 from clbench.experiment.spec import Recipe
 from clbench.report import build
+from clbench.report.analysis.notes import summary
 from clbench.report.formats.markdown import render
 from clbench.report.formatting import as_ranges, clean, describe_by_task, interval, list_seeds, number
 
@@ -277,6 +278,19 @@ def test_what_makes_records_hard_to_compare_is_noted(change, expected):
     assert any(expected in note for note in section.notes)
     assert not any("different" in note or "same data" in note
                    for note in only([make_record("lora", 0), make_record("ewc", 0)]).notes)
+
+
+@pytest.mark.parametrize(("change", "is_bold"), [({}, True), ({"machine": "another"}, False), ({"threads": 8}, False)])
+def test_times_of_different_machines_are_not_bold(change, is_bold):
+    records = [make_record(method, s, train_seconds=seconds * (1 + s / 100), **(change if method == "er" else {}))
+               for method, seconds in (("lora", 5.0), ("er", 1.0)) for s in range(5)]
+    assert cell(only(records), "er", "training time").bold == is_bold
+
+
+def test_the_setting_says_that_marked_rows_have_other_learning_rates():
+    records = [make_record("lora", 0), make_record("ewc", 0, own_recipe={"lr": 0.5})]
+    assert dict(summary(records, [0]))["optimizer"] == "Adam, learning rate 1e-3 (other rates in rows with ¶)"
+    assert dict(summary(records[:1], [0]))["optimizer"] == "Adam, learning rate 1e-3"
 
 
 def test_the_note_on_several_commits_says_which_results_are_of_which():

@@ -104,6 +104,11 @@ class Setting:
         """Return whether each seed has its own training samples."""
         return self.records[0].trial.benchmark.options.get("train_draw") == "seed"
 
+    @property
+    def has_comparable_times(self) -> bool:
+        """Return whether all trials ran on one device and machine, with the same number of threads."""
+        return len({(r.provenance.device, r.provenance.machine, r.provenance.threads) for r in self.records}) < 2
+
     def interval(self, measure: Measure, label: str) -> Interval:
         """Return the mean of a method over its seeds with its interval.
 

@@ -12,7 +12,7 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.recipe import DECAY, OPTIMIZER_TITLES, Recipe
 from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
-from clbench.report.analysis.method_records import same_on_every_seed, test_samples, test_set_interval
+from clbench.report.analysis.method_records import RECIPE, same_on_every_seed, test_samples, test_set_interval
 from clbench.report.formatting import NONE, as_ranges, clean, join_names, list_names, list_seeds, number, unit_of
 from clbench.results.metrics import acc
 from clbench.results.provenance import commit_of, results_by_commit
@@ -108,7 +108,7 @@ def weights(pretrained: Weights | None) -> str:
         return "none (from scratch)"
     known_facts = [f"sha256 {pretrained.sha256[:16]}" if not pretrained.named else "",
                    f"license {pretrained.licence}" if pretrained.licence else "",
-                   f"trained on {pretrained.training_data}" if pretrained.training_data else ""]
+                   f"training data: {pretrained.training_data}" if pretrained.training_data else ""]
     details = "; ".join(filter(None, known_facts))
     return f"{pretrained.path} ({details})" if details else pretrained.path
 
@@ -117,12 +117,14 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     """Return the setting of a section as a few pairs for the small table under its comparison."""
     trial = records[0].trial
     chosen = trial.recipe
+    has_other_rates = any("lr" in r.trial.own_recipe for r in records)
     pairs = [("benchmark", f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}"),
              ("model", trial.model.name + _size(trial)),
              ("weights", f"{trial.weights.path} ({trial.weights.training_data or 'training data not known'})"
               if trial.weights else "none; training starts from scratch"),
              ("optimizer", f"{OPTIMIZER_TITLES[chosen.optimizer]}, learning rate {format_value(chosen.lr)}"
               + (f" ({format_value(chosen.head_lr)} for heads)" if chosen.head_lr else "")
+              + (f" (other rates in rows with {RECIPE})" if has_other_rates else "")
               + (f", {chosen.schedule} schedule" if chosen.schedule != "constant" else "")
               + (f", {chosen.precision}" if chosen.precision != "fp32" else "")),
              ("budget", _budget(chosen, trial.arrival)),
