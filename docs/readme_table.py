@@ -28,10 +28,10 @@ HEADER = ["method", "accuracy (%)", "forgetting (points)", "trainable parameters
           "training compute"]
 NAMES = {  # display names of the rows of README's table, by label
     "ranpac:ridge=1e6": "RanPAC (tuned ridge penalty)",
-    "er:capacity=500:recipe.lr=3e-5": "ER (500 stored images)",
+    "er:capacity=500:recipe.lr=3e-5": "ER (replays 500 stored images)",
     "lora:recipe.lr=3e-3": "LoRA r=4",
-    "pnn:start=base:recipe.lr=3e-5": "PNN (starts at the backbone)",
-    "shared-private:private_width=128:recipe.lr=3e-3": "Shared-private",
+    "pnn:start=base:recipe.lr=3e-5": "PNN (a copy of the backbone per task)",
+    "shared-private:private_width=128:recipe.lr=3e-3": "Shared-private (a small network per task)",
     "ewc:strength=1e3:fisher=sampled:fisher_samples=100:recipe.lr=3e-5": "EWC (penalty on weights)",
 }
 VERDICTS = {"better": "significantly better", "worse": "significantly worse", "open": "no significant difference"}
