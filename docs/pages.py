@@ -87,7 +87,8 @@ def section(context: click.Context) -> Iterator[str]:
     for heading, options in groups.items():
         if len(groups) > 1:
             yield f"{heading}:"
-        yield table(["option", "meaning"], ([code(names), escape(text)] for names, text in records(options, context)))
+        if rows := [[code(names), escape(text)] for names, text in records(options, context)]:
+            yield table(["option", "meaning"], rows)
 
 
 def records(options: Sequence[click.Option], context: click.Context) -> Iterator[tuple[str, str]]:
