@@ -26,7 +26,7 @@ from clbench.training.building import build_model
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.replica import Replica, TrialResults
-from clbench.training.steps import TrainStep, make_train_step, states_of
+from clbench.training.steps import TrainStep, make_train_step
 
 SECONDS = 5.0  # minimum between two checkpoints, so a killed process may lose this much work
 LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # model libraries, identified by their release
@@ -151,8 +151,8 @@ def optimizer_state(training: Training, member: int) -> dict[str, Tensor]:
     if train_step is None or training.recipe.optimizer_state != "keep":
         return tensors
     parameters = dict(training.replicas[0].strategy.named_parameters())
-    for name, (source, state) in states_of(train_step).items():
-        if parameters.get(name) is not source:
+    for name, (sources, state) in train_step.states.items():
+        if parameters.get(name) is not sources[0]:
             continue  # the strategy has replaced it, so the next task does not take over its state
         for key, value in state.items():
             if isinstance(value, Tensor):
@@ -177,7 +177,7 @@ def restore_optimizer_state(strategies: Sequence[Strategy], recipe: Recipe,
         name, _, entry = key.rpartition("/")
         parameter = train_step.trained[name]
         values = [state[key].to(parameter.device) for state in states]
-        value = torch.stack(values) if len(values) > 1 and values[0].dim() else values[0]
+        value = torch.stack(values) if len(values) > 1 and entry != "step" else values[0]  # Adam's steps are equal
         if value.shape == parameter.shape:  # a fused optimizer reads both in the order in which memory stores them
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         train_step.optimizer.state[parameter][entry] = value

@@ -44,7 +44,7 @@ from clbench.training.members import Unstackable, shared_phases, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.replica import Replica, TaskResult, begin_phase, divergence, fit_by_itself, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, division_notes
-from clbench.training.steps import TrainStep, make_train_step, take_step
+from clbench.training.steps import TrainStep, keep_members, make_train_step, take_step
 
 CHECK_EVERY = 256  # steps between checks whether all replicas have diverged; each check waits for the device
 
@@ -247,4 +247,4 @@ class TrainingLoop:
             return
         self.replicas = [self.replicas[position] for position in positions]
         if self.replicas and self.train_step is not None:
-            self.train_step.keep_members(positions)
+            keep_members(self.train_step, positions)

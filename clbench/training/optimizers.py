@@ -26,6 +26,8 @@ from clbench.experiment.recipe import DECAY, Recipe
 from clbench.strategy.base import Strategy
 
 Group = dict[str, Any]  # parameters ("params") and their learning rate ("lr")
+# Of each parameter that was trained so far, by name: the parameter of each member of the stack, and the optimizer state
+OptimizerStates = dict[str, tuple[list[nn.Parameter], dict[str, Any]]]
 
 
 def _parameters(groups: Iterable[Group]) -> Iterator[nn.Parameter]:

@@ -34,7 +34,7 @@ from clbench.training.members import (
     share_equal,
     stack_buffer,
 )
-from clbench.training.optimizers import guarded_heads, make_optimizer, rates_of, set_gradient
+from clbench.training.optimizers import OptimizerStates, guarded_heads, make_optimizer, rates_of, set_gradient
 from clbench.training.precision import FoldedAttention
 
 
@@ -90,7 +90,11 @@ class StackedStep:
 
     def __init__(self, strategies: Sequence[Strategy], recipe: Recipe,
                  autocast: AbstractContextManager[object]) -> None:
-        """Stack parameters and buffers, and make the members' tensors views of the stack."""
+        """Stack parameters and buffers, and make the members' tensors views of the stack.
+
+        Raises:
+            Unstackable: the members have different parameters, buffers of different shapes, or other learning rates.
+        """
         require_same_structure(strategies)
         self.autocast = autocast
         self.members = list(strategies)
@@ -103,18 +107,21 @@ class StackedStep:
         buffers = [dict(member.named_buffers()) for member in self.members]
         stacked = {name: torch.stack([of_member[name].detach() for of_member in parameters])
                    for name in parameters[0] if name not in shared}
-        rates = rates_of(self.members[0], [n for n in stacked if parameters[0][n].requires_grad], recipe)
+        learning = [name for name in stacked if parameters[0][name].requires_grad]
+        rates, *other_rates = [rates_of(member, learning, recipe) for member in self.members]
+        if any(other != rates for other in other_rates):
+            raise Unstackable("its learning rates differ between the trials")
         self.trained = {n: nn.Parameter(stacked[n]) for n in rates}
         self.untrained = {n: t for n, t in stacked.items() if n not in self.trained}
         self.shared = {n: [(of_member[n], write_count(of_member[n])) for of_member in parameters] for n in shared}
         self.buffers = {n: stack_buffer(n, [of_member[n] for of_member in buffers]) for n in buffers[0]}
         self.folding: FoldedAttention | None = FoldedAttention()
         self._tie()
-        self._find_sources()
-        self.earlier_states: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
         self.optimizer = make_optimizer(recipe, self.trained.values(), len(self.members), list(rates.values()))
+        self.states: OptimizerStates = {n: ([of_member[n] for of_member in parameters], self.optimizer.state[p])
+                                        for n, p in self.trained.items()}
         self.heads = guarded_heads(self.members[0], self.trained, recipe)
-        self.untried, self.edited = True, False
+        self.calls, self.edited = 0, False
         self.edits = overrides(self.members[0], "edit_gradients")
 
     def losses(self, batches: Sequence[Batch]) -> Tensor:
@@ -123,16 +130,16 @@ class StackedStep:
         if len({(batch.replayed, batch.first_pass) for batch in batches}) > 1:
             raise Unstackable("its batches differ in their number of replayed samples, or only some are a first pass")
         columns = stack_columns([batch.columns for batch in batches])
-        if self.untried:
+        if self.calls & (self.calls + 1) == 0:  # calls 1, 2, 4, 8, ..., because steps may change attributes
             self._require_equal_attributes(batches[0])
-        drawn = seeds.state() if self.untried else None
+        drawn = None if self.calls else seeds.state()
         with self.autocast:
             losses = self.loss(state, batches[0], columns, self.scalars)
         if drawn is not None and drawn != seeds.state():
             raise Unstackable(DRAWS.format("loss"))
-        if self.untried and self.folding and not self.folding.calls:
+        if self.folding and not self.calls and not self.folding.calls:
             self.folding = None  # there is no attention, and intercepting every torch call takes time
-        self.untried = False
+        self.calls += 1
         return losses
 
     def _require_equal_attributes(self, batch: Batch) -> None:
@@ -192,29 +199,6 @@ class StackedStep:
                 for name, buffer in member.named_buffers():
                     if name in self.buffers:
                         buffer.data = buffer.data.clone()
-
-    def keep_members(self, chosen: Sequence[int]) -> None:
-        """Keep the optimizer state of these members only; for a single one, remove the stack dimension."""
-        index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
-        size = len(self.members)
-
-        def select_columns(state: dict[str, Any]) -> dict[str, Any]:
-            return {key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
-                    for key, value in state.items()}
-
-        for name, parameter in self.trained.items():
-            self.trained[name] = nn.Parameter(parameter.detach()[index])
-            self.optimizer.state[self.trained[name]] = select_columns(self.optimizer.state.pop(parameter, {}))
-        self.members = [self.members[i] for i in chosen]
-        self._find_sources()
-        parameters = dict(self.members[0].named_parameters())
-        self.earlier_states = {name: (parameters[name], select_columns(state))
-                               for name, (_, state) in self.earlier_states.items()}
-
-    def _find_sources(self) -> None:
-        """Set `sources` to the first member's own parameters."""
-        parameters = dict(self.members[0].named_parameters())
-        self.sources = {name: parameters[name] for name in self.trained}
 
     def _tie(self) -> None:
         """Make the members' parameters and buffers views of the stacked ones."""

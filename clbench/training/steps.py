@@ -16,7 +16,14 @@ from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
 from clbench.training.cache import start_at
-from clbench.training.optimizers import guarded_heads, keep_idle_rows, make_optimizer, rates_of, set_gradient
+from clbench.training.optimizers import (
+    OptimizerStates,
+    guarded_heads,
+    keep_idle_rows,
+    make_optimizer,
+    rates_of,
+    set_gradient,
+)
 from clbench.training.precision import Compiler
 from clbench.training.replica import require_losses
 from clbench.training.sampling import divide_batches
@@ -32,10 +39,7 @@ class TrainStep(Protocol):
     trained: dict[str, nn.Parameter]  # parameters that the optimizer updates, by name
     heads: list[nn.Parameter]  # trained heads whose rows without a gradient must stay unchanged
     members: list[Strategy]
-    # The first member's own parameters by name. Optimizer state is taken over only if they are the same objects.
-    sources: dict[str, nn.Parameter]
-    # Of other parameters that earlier phases trained: the source and the optimizer state, by name
-    earlier_states: dict[str, tuple[nn.Parameter, dict[str, Any]]]
+    states: OptimizerStates  # of this phase and, if the recipe keeps them, of earlier phases
     loss: Callable[..., Tensor]  # the function that a step differentiates; a compiled one may replace it
     autocast: AbstractContextManager[object]  # context in which the loss runs
 
@@ -47,9 +51,6 @@ class TrainStep(Protocol):
 
     def close(self) -> None:
         """Make the members independent strategies again."""
-
-    def keep_members(self, chosen: Sequence[int]) -> None:
-        """Keep the optimizer state of these members only."""
 
 
 def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: TrainStep | None,
@@ -70,21 +71,27 @@ def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: Tr
         train_step.loss = compiler(train_step.loss, obstacle)
     if previous is not None and recipe.optimizer_state == "keep":
         parameters = dict(strategies[0].named_parameters())
-        for name, (source, state) in states_of(previous).items():
-            if parameters.get(name) is not source:
+        for name, (sources, state) in previous.states.items():
+            if parameters.get(name) is not sources[0]:
                 continue  # the strategy has replaced it
+            train_step.states[name] = sources, state
             if name in train_step.trained:
                 train_step.optimizer.state[train_step.trained[name]] = state
-            else:
-                train_step.earlier_states[name] = source, state
     return train_step
 
 
-def states_of(train_step: TrainStep) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
-    """Return the source and the optimizer state of each parameter that was trained so far, by name."""
-    of_phase = {name: (train_step.sources[name], train_step.optimizer.state[parameter])
-                for name, parameter in train_step.trained.items() if parameter in train_step.optimizer.state}
-    return train_step.earlier_states | of_phase
+def keep_members(train_step: TrainStep, chosen: Sequence[int]) -> None:
+    """Keep the optimizer states of these members of a stack only; for a single one, remove the stack dimension."""
+    index: Any = list(chosen) if len(chosen) > 1 else chosen[0]
+    size = len(train_step.members)
+
+    def select_columns(state: dict[str, Any]) -> dict[str, Any]:
+        return {key: value[index] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+                for key, value in state.items()}
+
+    train_step.states = {name: ([sources[position] for position in chosen], select_columns(state))
+                         for name, (sources, state) in train_step.states.items()}
+    train_step.members = [train_step.members[position] for position in chosen]
 
 
 class SingleStep:
@@ -98,9 +105,8 @@ class SingleStep:
         learning = {n: p for n, p in strategy.named_parameters() if p.requires_grad}
         rates = rates_of(strategy, learning, recipe)
         self.trained = {n: learning[n] for n in rates}
-        self.sources = self.trained
-        self.earlier_states: dict[str, tuple[nn.Parameter, dict[str, Any]]] = {}
         self.optimizer = make_optimizer(recipe, self.trained.values(), rates=list(rates.values()))
+        self.states: OptimizerStates = {n: ([p], self.optimizer.state[p]) for n, p in self.trained.items()}
         self.heads = guarded_heads(strategy, self.trained, recipe)
         self.edits = overrides(strategy, "edit_gradients")
 
@@ -118,9 +124,6 @@ class SingleStep:
 
     def close(self) -> None:
         """Do nothing: the strategy was never stacked."""
-
-    def keep_members(self, chosen: Sequence[int]) -> None:
-        """Keep the only member."""
 
 
 def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -> Tensor:

@@ -128,11 +128,23 @@ class Replaces(Strategy):
         self.scale = torch.nn.Parameter(torch.ones(()))
 
 
+class ScalesLoss(Strategy):
+    """Trains a parameter without dimensions, whose gradient depends on the seed."""
+
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def loss(self, batch):
+        return self.cross_entropy(self.scale * self(batch.x, batch.task), batch)
+
+
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo(name, cls, "") for name, cls in (
         ("starts-over", StartsOver), ("hides", Hides), ("hides-inside", HidesInside), ("grows-late", GrowsLate),
-        ("hides-in-the-model", HidesInTheModel), ("counts", Counts), ("shares", Shares), ("replaces", Replaces))]
+        ("hides-in-the-model", HidesInTheModel), ("counts", Counts), ("shares", Shares), ("replaces", Replaces),
+        ("scales-loss", ScalesLoss))]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +211,16 @@ def test_a_trial_or_a_stack_goes_on_with_its_moments(registry, tmp_path, folder,
     whole = run(registry, group, tmp_path)
     again = resumed(registry, group, tmp_path, folder)
     assert [r.facts() for r in again] == [r.facts() for r in whole]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_stack_goes_on_with_the_moments_of_parameters_without_dimensions(registry, tmp_path, folder, optimizer):
+    recipe = {"lr": 0.01, "optimizer": optimizer, **({"momentum": 0.9} if optimizer == "sgd" else {})}
+    group = planned(registry, "scales-loss", seeds=2, optimizer_state="keep", **recipe)
+    whole = run(registry, group, tmp_path)
+    again = resumed(registry, group, tmp_path, folder)
+    assert whole[0].last_losses != whole[1].last_losses
+    assert [r.last_losses for r in again] == [r.last_losses for r in whole]
 
 
 def test_a_loss_that_draws_gives_the_same_record_alone_in_a_stack_and_resumed(registry, tmp_path, folder):

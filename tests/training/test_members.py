@@ -98,6 +98,25 @@ class Grows(Strategy):
         return batch
 
 
+class Levels(Strategy):
+    """Changes a number in each step; it is equal in all seeds in the first step."""
+
+    def before_task(self, task):
+        self.level = 0.0
+
+    def prepare_batch(self, batch):
+        self.level = float(batch.x.float().mean()) if self.level else 1.0
+        return batch
+
+    def loss(self, batch):
+        return super().loss(batch) * self.level
+
+
+class Rates(Strategy):
+    def learning_rates(self):
+        return {"model.*": self.options.strength}
+
+
 class NoisyGradients(Strategy):
     def edit_gradients(self, gradients):
         return {name: g + 0.01 * torch.randn_like(g) for name, g in gradients.items()}
@@ -107,6 +126,8 @@ class NoisyGradients(Strategy):
     (Copies, [{"strength": 0.1}, {"strength": 0.2}], "its loss reads the attribute strength, which differs"),
     (Scales, {}, "its loss reads the attribute scale, which differs"),
     (OfModule, {}, r"its loss reads the attribute adapter\.factor, which differs"),
+    (Levels, {}, "its loss reads the attribute level, which differs"),
+    (Rates, [{"strength": 0.1}, {"strength": 0.2}], "its learning rates differ between the trials"),
     (Replays, {}, "its batches differ in their number of replayed samples"),
     (Grows, {}, r"its buffer memory has different sizes in the trials \(\d+x2, \d+x2\)"),
     (NoisyGradients, {}, "its `edit_gradients` draws random numbers"),

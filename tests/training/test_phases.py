@@ -24,7 +24,7 @@ class Moments(Callback):
 
     def on_phase(self, training, inputs):
         step = training.train_step
-        states = {name: step.optimizer.state[p] for name, p in step.trained.items() if p in step.optimizer.state}
+        states = {name: step.optimizer.state[p] for name, p in step.trained.items() if step.optimizer.state[p]}
         self.counts.append(int(states[NAME]["step"].max()) if NAME in states else 0 if NAME in step.trained else None)
 
 

@@ -213,6 +213,32 @@ def test_one_member_that_diverges_leaves_the_others_as_they_would_be_alone(state
             torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
 
 
+class ReplacesOnce(Explodes):
+    """Trains a parameter that `after_task` removes, with the same values in all seeds."""
+
+    def before_task(self, task):
+        super().before_task(task)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def loss(self, batch):
+        return super().loss(batch) + (self.scale - 3) ** 2
+
+    def after_task(self, task):
+        del self.scale
+
+
+@pytest.mark.parametrize("state", ["keep", "reset"])
+def test_a_member_can_diverge_in_a_stack_whose_after_task_removes_trained_parameters(state):
+    recipe = Recipe(optimizer="adam", lr=1e-2, batch_size=8, epochs=1, optimizer_state=state)
+    benches = [bench(StrategyInfo("replaces", ReplacesOnce, ""), {}, "task", seed) for seed in SEEDS]
+    for b in benches:
+        b.strategy.explode = b.seed == 1
+    trainer = TrainingLoop([b.replica for b in benches], recipe)
+    for index in range(3):
+        trainer.train_task(index)
+    assert [replica.seed for replica in trainer.replicas] == [0, 2]
+
+
 @pytest.mark.parametrize(("method", "options"), [
     ("l2p", {"pool": 4, "top": 2, "length": 2}), ("dualprompt", {"e_length": 3}),
     ("coda-prompt", {"components": 6, "ortho": 0.1}), ("s-iprompts", {"length": 3}),
