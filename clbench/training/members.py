@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import is_dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.core import seeds
 from clbench.core.errors import PluginError
 from clbench.core.torch_private import attributes_of, copy_on_write, is_copy_on_write
 from clbench.data.samples import Samples
@@ -36,6 +37,13 @@ def stackable(samples: list[Samples]) -> list[Samples]:
         raise Unstackable("its samples change randomly with every batch, and vectorized trials would share one random "
                           "generator")
     return samples
+
+
+def separate_draws(trial_seeds: Sequence[int], task: int) -> list[AbstractContextManager[None]]:
+    """Return a context for each member of a stack, in which it draws as if it trained alone on a task."""
+    if len(trial_seeds) == 1:
+        return [nullcontext()]
+    return [seeds.Course(seed, "training", task) for seed in trial_seeds]
 
 
 def require_same_structure(strategies: Sequence[Strategy]) -> None:

@@ -42,7 +42,7 @@ class TaskResult:
     last_losses: tuple[float, ...] = ()  # mean losses of the last two tenths of the steps, see `last_tenths`
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class TrialResults:
     """The results of a trial so far, most with a value for each task. They become fields of the record.
 
@@ -65,7 +65,7 @@ class TrialResults:
     started: datetime.datetime | None = None  # start of the trial, if a checkpoint was written or loaded
 
 
-@dataclass
+@dataclass(eq=False)
 class Replica(TrialResults):
     """One trial in training. Replicas that differ only in seed and `Scalar` options can train together as a stack.
 

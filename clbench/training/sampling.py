@@ -150,13 +150,13 @@ class StreamSampler(BatchSampler):
 
     def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
         """Reseed the random draws, activate the outputs of the next batch, and return it as the loss gets it."""
-        seeds.reseed(self.seed, "training", "step", self.step)
         self.draws = (seeds.generator(self.seed, "augmentation", "step", self.step),
                       seeds.generator(self.seed, "augmentation of replay", "step", self.step))
         return self._ready(strategy, self.observed(strategy, around), around)
 
     def observed(self, strategy: Strategy, around: Around = lambda _: nullcontext()) -> Batch:
-        """Return the next raw batch, after activating its outputs and passing it to `Strategy.observe`."""
+        """Reseed, activate the outputs of the next raw batch, pass it to `Strategy.observe`, and return it."""
+        seeds.reseed(self.seed, "training", "step", self.step)
         self.activate(strategy, self.step, self.step + 1)
         batch = self.batch(self.parts[0])
         if overrides(strategy, "observe"):

@@ -32,10 +32,10 @@ from clbench.training.budget import whole_phase
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
-from clbench.training.members import Unstackable, shared_phases, stackable
+from clbench.training.members import Unstackable, separate_draws, shared_phases, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
-from clbench.training.replica import Replica, TaskResult, divergence, last_tenths, on_host
+from clbench.training.replica import Replica, TaskResult, begin_phase, divergence, last_tenths, on_host
 from clbench.training.sampling import StreamSampler, division_notes
 from clbench.training.steps import make_train_step
 
@@ -53,8 +53,8 @@ class StreamLoop(TrainingLoop):
         super().__init__(replicas, recipe.model_copy(update={"optimizer_state": "keep"}), callbacks, compiler)
         if len({tuple(len(task.train) for task in replica.stream.tasks) for replica in replicas}) > 1:
             raise Unstackable("streams whose tasks have other numbers of samples do not go in one stack")
-        self.samplers = {id(replica): StreamSampler([task.train for task in replica.stream.tasks], recipe.batch_size,
-                                                    replica.seed, replica.stream.augment) for replica in replicas}
+        self.samplers = {replica: StreamSampler([task.train for task in replica.stream.tasks], recipe.batch_size,
+                                                replica.seed, replica.stream.augment) for replica in replicas}
         self.learned = learned
 
     def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
@@ -64,7 +64,7 @@ class StreamLoop(TrainingLoop):
             SpecError: the strategy splits the stream into phases, or has its own training loop.
             Unstackable: replicas differ in their phases, or their random draws would depend on each other.
         """
-        first, samplers = self.replicas[0].strategy, [self.samplers[id(replica)] for replica in self.replicas]
+        first, samplers = self.replicas[0].strategy, [self.samplers[replica] for replica in self.replicas]
         strategies = [replica.strategy for replica in self.replicas]
         if first.owns_loop or len(phases := shared_phases(strategies, tasks)) > 1:
             raise SpecError(f"{type(first).__name__} has phases, or a loop of its own: it cannot be run with hidden "
@@ -93,10 +93,13 @@ class StreamLoop(TrainingLoop):
                       begin: int, end: int) -> list[Tensor]:
         """Take steps `begin` to `end` of the stream, which belong to task `index`; return the losses [S] of each."""
         phase = whole_phase(self.recipe, self.replicas[0].stream)
-        for replica, task in zip(self.replicas, tasks, strict=True):
-            if not begin:
-                replica.strategy.before_phase(task, phase)
-            replica.strategy.train()
+        each = zip(self.replicas, tasks, separate_draws([r.seed for r in self.replicas], index), strict=True)
+        for replica, task, draws in each:
+            if begin:
+                replica.strategy.train()
+                continue
+            with draws, self.callbacks.around_prepare(replica):
+                begin_phase(replica.strategy, task, phase)
         self.train_step = make_train_step([replica.strategy for replica in self.replicas], self.recipe, self.train_step,
                                           self.compiler)
         schedule = make_schedule(self.recipe, self.train_step.optimizer, phase.steps, phase.steps)

@@ -1,6 +1,7 @@
 import copy
 import types
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ import torch.nn.functional as F
 from helpers.streams import stochastic
 
 from clbench.accounting.callback import FlopsCallback
-from clbench.core.errors import SpecError
+from clbench.core.errors import PluginError, SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.data.prepare import CropFlip
+from clbench.data.samples import StochasticSamples
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -246,6 +248,55 @@ def test_random_transforms_are_drawn_from_the_seed():
         torch.manual_seed(noise)
         ends.append(snapshot(train(method("naive"), stream)[0].strategy))
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize(("name", "options"), [("slda", {"base": "random"}), ("naive", {})])
+def test_random_transforms_do_not_show_where_tasks_end(name, options):
+    """Two streams of the same samples in the same order, with other boundaries; samples are drawn from torch."""
+    ends = []
+    for sizes in (UNEVEN, (24, 24, 24)):
+        stream = hidden(sizes)
+        parts = [replace(t, train=StochasticSamples(t.train.x, t.train.y, t.train.tasks, partial(add_noise, t.train.x)))
+                 for t in stream.tasks]
+        ends.append(snapshot(train(method(name), replace(stream, tasks=tuple(parts)), options)[0].strategy))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def add_noise(x, index):
+    return x[index] + torch.randint(0, 20, x.shape[1:], dtype=torch.uint8)
+
+
+class PreparesPhase(Strategy):
+    """Draws and computes in `before_phase`."""
+
+    follows = False
+
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.register_buffer("noise", torch.zeros(2))
+        self.register_buffer("copy", torch.zeros(6))
+
+    def before_phase(self, task, phase):
+        self.noise = torch.rand(2)
+        with torch.no_grad():
+            self.model(torch.zeros(100, 1, 8, 8))
+        if self.follows:
+            self.copy = self.model.head.bias.detach()
+
+
+def test_what_a_strategy_does_before_the_only_phase_is_the_same_in_a_stack_and_counted_and_checked():
+    info = StrategyInfo("prepares", PreparesPhase, "", task_free=True)
+    streams = [hidden(seed=s) for s in (0, 1)]
+    alone = [train(info, stream, seed=s, until=1)[0] for s, stream in enumerate(streams)]
+    benches = [bench(info, {}, "class", s, stream=stream) for s, stream in enumerate(streams)]
+    StreamLoop([b.replica for b in benches], RECIPE).train_task(0)
+    assert [b.strategy.noise.tolist() for b in benches] == [b.strategy.noise.tolist() for b in alone]
+    flops = [train(one, streams[0], until=1)[2].replicas[0].costs.train_flops[0] for one in (info, method("naive"))]
+    assert flops[0] > flops[1]
+    follows = bench(info, {}, "class", stream=streams[0])
+    follows.strategy.follows = True
+    with pytest.raises(PluginError, match="the buffer copy of PreparesPhase"):
+        StreamLoop([follows.replica], RECIPE).train_task(0)
 
 
 @hookimpl
