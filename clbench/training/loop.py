@@ -19,7 +19,6 @@ hidden boundaries use `clbench.training.stream_loop`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.core import seeds
 from clbench.core.device import synchronize
+from clbench.core.errors import DivergedError
 from clbench.data.photo_samples import decode_ahead
 from clbench.data.prefetch import prefetch
 from clbench.data.samples import Samples
@@ -40,7 +40,7 @@ from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
-from clbench.training.members import Unstackable, shared_phases, stackable
+from clbench.training.members import Unstackable, separate_draws, shared_phases, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.replica import Replica, TaskResult, begin_phase, divergence, fit_by_itself, last_tenths, on_host
 from clbench.training.sampling import BatchSampler, division_notes
@@ -85,13 +85,10 @@ class TrainingLoop:
         """Train on the tasks from index `first_task` on."""
         tasks = len(self.replicas[0].stream.tasks)
         self.callbacks.on_start(self)
-        self._keep()
         for index in range(first_task, tasks):
             if self.replicas:
                 self.train_task(index)
-            if self.replicas:
-                self.callbacks.on_task(self, index)
-            self._keep()
+            self.callbacks.on_task(self, index)
         if self.replicas:
             self.callbacks.on_end(self)
 
@@ -110,8 +107,11 @@ class TrainingLoop:
             steps_ended = Clock.now()
         for replica, task, result in zip(self.replicas, tasks, results, strict=True):
             if result.diverged is None and (not replica.stream.hidden or index + 1 == len(replica.stream.tasks)):
-                with self.callbacks.around_prepare(replica):
-                    replica.finish(task)
+                try:
+                    with self.callbacks.around_prepare(replica):
+                        replica.finish(task)
+                except DivergedError as error:
+                    result.diverged = error
                 result.steps += replica.strategy.extra_steps
         synchronize(device)
         ended = Clock.now()
@@ -121,7 +121,7 @@ class TrainingLoop:
         for replica, result in zip(self.replicas, results, strict=True):
             replica.add_result(result, training, total.since(training))
         self.callbacks.on_trained(self, results)
-        self._keep([position for position, result in enumerate(results) if result.diverged is None])
+        self.drop_failed()
         return results
 
     def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
@@ -139,14 +139,10 @@ class TrainingLoop:
             around = self.callbacks.around_prepare(self.replicas[0])
             return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, around)]
         self._add_notes(division_notes(strategy, self.recipe))
-        # In a stack, `training_samples`, `before_phase` and `phase_samples` of each replica draw as if it were alone.
-        random_states: list[AbstractContextManager[None]] = [nullcontext()]
-        if len(self.replicas) > 1:
-            random_states = [seeds.Course(replica.seed, "training", index) for replica in self.replicas]
-        each = [*zip(self.replicas, tasks, random_states, strict=True)]
+        each = [*zip(self.replicas, tasks, separate_draws([r.seed for r in self.replicas], index), strict=True)]
         task_samples = []
-        for replica, task, random_state in each:
-            with random_state:
+        for replica, task, draws in each:
+            with draws, self.callbacks.around_prepare(replica):
                 task_samples.append(replica.strategy.training_samples(task))
         task_samplers = self._samplers(stackable(task_samples), tasks)
         steps = steps_of(self.recipe, len(task_samples[0]))
@@ -154,10 +150,9 @@ class TrainingLoop:
         trainable, losses = [0] * len(tasks), list[Tensor]()
         for phase in phases:
             of_phase: list[Samples | None] = []
-            for replica, task, random_state in each:
-                with random_state:
-                    with self.callbacks.around_prepare(replica):
-                        begin_phase(replica.strategy, task, phase)
+            for replica, task, draws in each:
+                with draws, self.callbacks.around_prepare(replica):
+                    begin_phase(replica.strategy, task, phase)
                     of_phase.append(replica.strategy.phase_samples(task, phase))
             samples, samplers = task_samples, task_samplers
             if (phase_samples := [part for part in of_phase if part is not None]):  # all replicas have them, or none
@@ -239,10 +234,9 @@ class TrainingLoop:
             for note in notes:
                 replica.add_note(note)
 
-    def _keep(self, positions: Sequence[int] | None = None) -> None:
-        """Keep only the replicas at these positions; None keeps those that have not failed."""
-        if positions is None:  # an evaluation marks a replica as failed if a score is not finite
-            positions = [position for position, replica in enumerate(self.replicas) if replica.failure is None]
+    def drop_failed(self) -> None:
+        """Keep only the replicas that have not failed; a loss, an output or a score of the others is not finite."""
+        positions = [position for position, replica in enumerate(self.replicas) if replica.failure is None]
         if len(positions) == len(self.replicas):
             return
         self.replicas = [self.replicas[position] for position in positions]

@@ -9,7 +9,9 @@ from clbench.data import stream
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.tiny import RECIPE, SAMPLES, bench, tiny_stream
 from clbench.training import evaluation
+from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.evaluation import EvaluationCallback
+from clbench.training.callbacks.interface import Callback
 from clbench.training.evaluation import batch_size, evaluate
 from clbench.training.loop import TrainingLoop
 
@@ -86,8 +88,9 @@ def test_texts_that_are_longer_than_those_of_the_stream_make_batches_smaller():
     assert batch_size(texts, device, 8) == batch_size(texts, device)
 
 
+@pytest.mark.parametrize("probed", [False, True])
 @pytest.mark.parametrize("broken_after", [0, 2])
-def test_a_classifier_whose_outputs_are_no_numbers_has_diverged(broken_after):
+def test_a_classifier_whose_outputs_are_no_numbers_has_diverged(broken_after, probed):
     class Broken(Strategy):
         def after_task(self, task):
             if task.index == broken_after:
@@ -95,6 +98,28 @@ def test_a_classifier_whose_outputs_are_no_numbers_has_diverged(broken_after):
                     parameter.data.fill_(float("nan"))
 
     replica = bench(StrategyInfo("broken", Broken, ""), {}, "class").replica
-    TrainingLoop([replica], RECIPE, [EvaluationCallback()]).run()
+    TrainingLoop([replica], RECIPE, [EvaluationCallback(ErrorDecomposition(probed=probed))]).run()
     assert f"an output or a test score after task {broken_after + 1} is not" in replica.failure.message
     assert len(replica.R) == broken_after + 1
+
+
+def test_callbacks_after_the_evaluation_get_only_replicas_whose_outputs_are_numbers():
+    class Breaks(Strategy):
+        def after_task(self, task):
+            if self.breaks and task.index == 1:
+                for parameter in self.parameters():
+                    parameter.data.fill_(float("nan"))
+
+    class Seeds(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_task(self, training, task):
+            self.seen.append([replica.seed for replica in training.replicas])
+
+    benches = [bench(StrategyInfo("breaks", Breaks, ""), {}, "class", seed) for seed in (0, 1)]
+    for b in benches:
+        b.strategy.breaks = b.seed == 1
+    seen = Seeds()
+    TrainingLoop([b.replica for b in benches], RECIPE, [EvaluationCallback(), seen]).run()
+    assert seen.seen == [[0, 1], [0], [0]]

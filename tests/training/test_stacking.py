@@ -5,12 +5,13 @@ import pytest
 import torch
 from helpers.stacks import lead
 
-from clbench.core.errors import PluginError
+from clbench.core.errors import DivergedError, PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing.tiny import bench
+from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.loop import TrainingLoop
 
 REGISTRY = discover()
@@ -237,6 +238,24 @@ def test_a_member_can_diverge_in_a_stack_whose_after_task_removes_trained_parame
     for index in range(3):
         trainer.train_task(index)
     assert [replica.seed for replica in trainer.replicas] == [0, 2]
+
+
+@pytest.mark.parametrize("group", [[1], SEEDS])
+def test_a_trial_whose_after_task_diverges_ends_alone(group):
+    class Diverges(Strategy):
+        def after_task(self, task):
+            if self.explode and task.index == 1:
+                raise DivergedError("the features are not finite")
+
+    benches = [bench(StrategyInfo("diverges", Diverges, ""), {}, "task", seed) for seed in group]
+    for b in benches:
+        b.strategy.explode = b.seed == 1
+    replicas = [b.replica for b in benches]
+    TrainingLoop(replicas, Recipe(lr=1e-2, batch_size=8, epochs=1), [EvaluationCallback()]).run()
+    failed = replicas[group.index(1)]
+    assert (failed.failure.type, failed.failure.message) == ("DivergedError", "the features are not finite")
+    assert len(failed.R) == 2
+    assert all(replica.failure is None and len(replica.R) == 4 for replica in replicas if replica is not failed)
 
 
 @pytest.mark.parametrize(("method", "options"), [

@@ -37,7 +37,7 @@ class EvaluationCallback(Callback):
         """Start with empty caches."""
         self.decomposition = decomposition or ErrorDecomposition()
         self.verify_caches = verify_caches
-        self.caches: dict[int, PredictionCache] = {}  # by id of a replica
+        self.caches: dict[Replica, PredictionCache] = {}
 
     def on_start(self, training: Training) -> None:
         """Add the row of R before the first task, unless a checkpoint had it already."""
@@ -54,7 +54,7 @@ class EvaluationCallback(Callback):
     def add_row(self, replica: Replica, recipe: Recipe, learned: int) -> None:
         """Evaluate on all tasks and add the row; decomposing its errors does not count as evaluation time."""
         scenario, is_last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
-        cache = self.caches.setdefault(id(replica), PredictionCache(replica.seed, self.verify_caches))
+        cache = self.caches.setdefault(replica, PredictionCache(replica.seed, self.verify_caches))
         began = Clock.now()
         with precision.forward(recipe, replica.strategy.class_mask.device, replica.strategy):
             tally = self.decomposition.make_tally(replica.stream, scenario, learned)
@@ -72,16 +72,16 @@ class EvaluationCallback(Callback):
             row = evaluate(replica.strategy, replica.stream, scenario, learned, cache, watch,
                            with_items=is_last and not replica.stream.has_classes)
             spent = Clock.now().since(began)
+            replica.timings.evaluate.append(spent.wall)
+            replica.timings.evaluate_cpu.append(spent.cpu)
+            if (not all(math.isfinite(value) for values in row.scores.values() for value in values)
+                    or (not_numbers and bool(torch.stack(not_numbers).any()))):
+                replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: an output "
+                                          f"or a test score after task {learned} is not a number")
+                return
             self.decomposition.add(replica, tally, learned)
         if right and replica.planned is not None:
             replica.items = item_results(replica.stream, torch.cat(right), replica.trial.benchmark.name)
-        replica.timings.evaluate.append(spent.wall)
-        replica.timings.evaluate_cpu.append(spent.cpu)
-        if (not all(math.isfinite(value) for values in row.scores.values() for value in values)
-                or (not_numbers and bool(torch.stack(not_numbers).any()))):
-            replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: an output or "
-                                      f"a test score after task {learned} is not a number")
-            return
         if row.items and replica.planned is not None:
             replica.item_scores = item_scores(replica, row.items)
         objective = replica.strategy.objective.info

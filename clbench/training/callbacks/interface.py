@@ -6,8 +6,9 @@ that is named on the right.
     on_start
     for each task:
         around_prepare(replica)                   before_task
+        around_prepare(replica)                   training_samples
         for each phase:
-            around_prepare(replica)               before_phase, and computing what the phase caches
+            around_prepare(replica)               before_phase and phase_samples, and computing what the phase caches
             on_phase
             for each step:
                 around_prepare(replica, batch)    prepare_batch
@@ -43,6 +44,9 @@ class Training(Protocol):
     recipe: Recipe
     train_step: TrainStep | None  # the training step of the current phase, or of the latest one
     compiled: bool  # whether losses are compiled
+
+    def drop_failed(self) -> None:
+        """Keep only the replicas that have not failed."""
 
 
 class Callback:
@@ -95,9 +99,11 @@ class Callbacks(Callback):
         return [callback for callback in self.callbacks if overrides(callback, name, Callback)]
 
     def on_start(self, training: Training) -> None:
-        """Call all callbacks."""
+        """Call all callbacks while replicas are left; a callback can mark replicas as failed."""
         for callback in self.callbacks:
-            callback.on_start(training)
+            if training.replicas:
+                callback.on_start(training)
+                training.drop_failed()
 
     def around_prepare(self, replica: Replica, batch: Batch | None = None) -> AbstractContextManager[object]:
         """Return the contexts of all callbacks as one."""
@@ -123,9 +129,11 @@ class Callbacks(Callback):
             callback.on_trained(training, results)
 
     def on_task(self, training: Training, task: int) -> None:
-        """Call all callbacks."""
+        """Call all callbacks while replicas are left; a callback can mark replicas as failed."""
         for callback in self.callbacks:
-            callback.on_task(training, task)
+            if training.replicas:
+                callback.on_task(training, task)
+                training.drop_failed()
 
     def on_end(self, training: Training) -> None:
         """Call all callbacks."""
