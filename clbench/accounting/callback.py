@@ -2,9 +2,10 @@
 
 Steps are of one kind if their batches have the same shapes and replayed samples. If the strategy defines how losses or
 gradients are computed, its own buffers must have the same shapes, too. A member of a stack counts as if it trained
-alone, except that its texts have the padding of the stack, and a compiled loss as if it were not compiled. In both
-cases, the loss of the first member runs once more, alone, for each kind of step. What a phase caches
-(`clbench.training.cache`) is counted once, when it is computed.
+alone, except that its texts have the padding of the stack, and that a stack whose outputs exceed the limit of the cache
+computes them in every step. A compiled loss counts as if it were not compiled. In a stack or compiled, the loss of the
+first member runs once more, alone, for each kind of step. What a phase caches (`clbench.training.cache`) is counted
+once, when it is computed.
 
 Calls of modules in `prepare_batch` can differ from step to step, so they are counted in every step, and the other
 operations once for each kind of draw. A strategy's own training loop is counted as a whole.
@@ -43,7 +44,7 @@ class FlopsCallback(Callback):
 
     def __init__(self) -> None:
         """Start at 0."""
-        self.totals: Counter[int] = Counter()  # FLOPs of the current task, by id of the replica
+        self.totals: Counter[Replica] = Counter()  # FLOPs of the current task
         self.steps: dict[Hashable, list[int]] = {}  # FLOPs of a step of each kind in this phase, for each replica
         self.draws: dict[Hashable, int] = {}  # FLOPs of a draw of each kind in this phase, without module calls
 
@@ -55,7 +56,7 @@ class FlopsCallback(Callback):
             return
         with FlopCount() if batch is None else self.count_draw(replica.strategy, batch) as count:
             yield
-        self.totals[id(replica)] += count.total
+        self.totals[replica] += count.total
 
     @contextmanager
     def count_draw(self, strategy: Strategy, batch: Batch) -> Iterator[FlopCount]:
@@ -93,12 +94,12 @@ class FlopsCallback(Callback):
                 yield
             self.steps[kind] = [loss + edits.total for edits in counts]
         for replica, flops in zip(training.replicas, self.steps[kind], strict=True):
-            self.totals[id(replica)] += flops
+            self.totals[replica] += flops
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
         """Add the totals to the costs."""
         for replica in training.replicas:
-            replica.costs.train_flops.append(self.totals.pop(id(replica), 0))
+            replica.costs.train_flops.append(self.totals.pop(replica, 0))
 
     def on_task(self, training: Training, task: int) -> None:
         """Add the FLOPs of predicting a sample to the costs; if the task ID is given, the mean over tasks."""

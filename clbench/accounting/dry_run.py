@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.accounting.callback import FlopsCallback, kind_of_step
-from clbench.core.errors import SpecError, typed_message
+from clbench.core.errors import typed_message
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.data.samples import Samples
@@ -30,7 +30,7 @@ from clbench.experiment.trial import Resolved
 from clbench.models.network import Network
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import PhaseSpec
-from clbench.training.budget import phases_of, shares_of, steps_of
+from clbench.training.budget import shares_of
 from clbench.training.building import build_strategy, stream_info_of
 from clbench.training.cache import PhaseInputs
 from clbench.training.costs import nbytes
@@ -76,12 +76,7 @@ class DryRun(TrainingLoop):
         if strategy.owns_loop:
             raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
         self.trainable.append((0, 0))
-        if shares_of(strategy, task):
-            try:
-                phases_of(strategy, task, self.recipe, steps_of(self.recipe, len(strategy.training_samples(task))))
-            except ValueError as error:
-                raise SpecError(str(error)) from None
-        elif self.counted and not strategy.stream_info.boundaries:
+        if self.counted and not strategy.stream_info.boundaries and not shares_of(strategy, task):
             sampler = StreamSampler([task.train], self.recipe.batch_size, 0)
             for _ in range(sampler.until(1)):
                 sampler.observed(strategy, partial(self.callbacks.around_prepare, self.replicas[0]))
@@ -99,7 +94,8 @@ class DryRun(TrainingLoop):
                 return
             except (RuntimeError, TypeError) as error:  # torch raises them if a value is needed
                 self.uncounted = typed_message(error, 200)
-        sampler, one_pass = samplers[0], math.ceil(len(samples[0]) / self.recipe.batch_size)
+        sampler = samplers[0]
+        one_pass = math.ceil(len(samples[0]) / self.recipe.batch_size) * sampler.repeats
         for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
             batch = sampler.observed(self.strategy) if isinstance(sampler, StreamSampler) else sampler.batch(samples[0])
             self.strategy.prepare_batch(batch)
@@ -121,16 +117,16 @@ class DryRun(TrainingLoop):
         while steps_done < count:
             passes = (count - steps_done) // pass_length
             if len(pass_flops) == pass_length and not sampler.left and passes:
-                totals[id(replica)] += passes * sum(pass_flops.values())
+                totals[replica] += passes * sum(pass_flops.values())
                 steps_done += passes * pass_length
                 continue
-            flops_before = totals[id(replica)]
+            flops_before = totals[replica]
             batches = self._draw(inputs, samplers)
             with self.callbacks.around_step(self, batches):
                 if kind_of_step(self.strategy, batches[0]) not in self.flops.steps:
                     take_step(self.train_step, batches, self.recipe.accumulate)
             if steps_done and not batches[0].first_pass:
-                pass_flops[len(sampler.left)] = totals[id(replica)] - flops_before
+                pass_flops[len(sampler.left)] = totals[replica] - flops_before
             steps_done += 1
         losses += [torch.zeros(1)] * count
 

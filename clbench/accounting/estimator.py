@@ -71,7 +71,7 @@ def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
     """Return the workload of sequential fine-tuning on a stream: its training steps and its tests on all tasks."""
     recipe, samples = trial.trained_by, [len(task.train) for task in stream.tasks]
     steps = [steps_of(recipe, size) for size in samples]
-    drawn = [recipe.epochs * size if recipe.epochs else count * recipe.batch_size
+    drawn = [recipe.epochs * size * (recipe.repeats or 1) if recipe.epochs else count * recipe.batch_size
              for size, count in zip(samples, steps, strict=True)]
     return workload(steps, [round(measured.train_flops * size) for size in drawn],
                     [measured.test_flops] * len(samples), sum(len(task.test) for task in stream.tested_tasks))

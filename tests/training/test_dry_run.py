@@ -11,21 +11,23 @@ from clbench.accounting.shapes import stream_of_shapes
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
+from clbench.data.samples import Samples
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.strategy.base import Strategy
+from clbench.strategy.replay import ReplayMemory
 
 REGISTRY = discover()
 MNIST = (1, 28, 28)
 CIFAR = (3, 32, 32)
 
 
-def planned(method, model, scenario="task", registry=REGISTRY):
+def planned(method, model, scenario="task", registry=REGISTRY, **recipe):
     return plan(build({"methods": [method], "model": model, "scenario": scenario, "seeds": 1,
-                       "recipe": {"epochs": 1}}), registry)[0]
+                       "recipe": {"epochs": 1, **recipe}}), registry)[0]
 
 
 def counted(method, model="mlp", tasks=5, classes=None, input_shape=MNIST, scenario="task", samples=800, **options):
@@ -157,6 +159,22 @@ class Looks(Strategy):
             self.register_buffer("kept", torch.zeros(int(self.model.head.weight.abs().sum())))
 
 
+class BranchesReplay(ReplayMemory):
+    """Replay whose loss depends on a value, so a dry run only draws batches."""
+
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options, capacity=2000)
+
+    def prepare_batch(self, batch):
+        if batch.first_pass:
+            self.offer(Samples(batch.x, batch.y, batch.tasks))
+        return batch
+
+    def loss(self, batch):
+        loss = super().loss(batch)
+        return 2 * loss if float(loss) > 9 else loss
+
+
 class Adds(Strategy):
     def __init__(self, model, stream_info, options):
         super().__init__(model, stream_info, options)
@@ -170,7 +188,8 @@ class Adds(Strategy):
 
 @hookimpl
 def clbench_strategies():
-    return [StrategyInfo("looks", Looks, ""), StrategyInfo("adds", Adds, "")]
+    return [StrategyInfo("looks", Looks, ""), StrategyInfo("adds", Adds, ""),
+            StrategyInfo("branches-replay", BranchesReplay, "")]
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +211,13 @@ def test_a_method_whose_size_depends_on_values_is_counted_as_far_as_it_goes(exte
     assert (len(found.trainable), len(found.kept), found.flops) == (3, 2, None)
     assert found.note.startswith("cannot be counted without data after 2 of 5 tasks (RuntimeError: ")
     assert dataclasses.asdict(found.kept[0])["parameters"] == {"base": 478_410}
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_a_dry_run_draws_all_samples_of_a_pass_if_batches_repeat(extended, repeats):
+    found = count(planned("branches-replay", "mlp:width=8", registry=extended, epochs=2, repeats=repeats),
+                  stream_of_shapes(2, 4, (1, 8, 8), "task", 300), extended, training=True)
+    assert [kept.replay_samples for kept in found.kept] == [300, 600]
 
 
 @pytest.mark.parametrize("which", ["layers='.*attention\\.(k|v)'", "targets=k+v"])

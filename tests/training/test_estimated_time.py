@@ -15,7 +15,8 @@ from clbench.experiment.spec import build
 from clbench.experiment.workload import WorkEstimate
 
 REGISTRY = discover()
-RECIPES = {"epochs": {"epochs": 5, "batch_size": 10}, "iterations": {"iterations": 8, "batch_size": 8}}
+RECIPES = {"epochs": {"epochs": 5, "batch_size": 10}, "iterations": {"iterations": 8, "batch_size": 8},
+           "repeats": {"epochs": 2, "batch_size": 10, "repeats": 3}}
 
 
 @pytest.fixture(scope="module")

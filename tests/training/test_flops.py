@@ -164,7 +164,7 @@ class EveryStep(FlopsCallback):
     def _every(self, replica):
         with FlopCounterMode(display=False, custom_mapping=FORMULAS) as count:
             yield
-        self.totals[id(replica)] += count.get_total_flops()
+        self.totals[replica] += count.get_total_flops()
 
     def around_prepare(self, replica, batch=None):
         return super().around_prepare(replica) if batch is None else self._every(replica)
@@ -332,3 +332,20 @@ def test_processor_seconds_stand_beside_those_of_the_clock(runner):
                           (times.evaluate, times.evaluate_cpu)):
             assert len(wall) == len(cpu) and min(cpu) >= 0
         assert 0 < sum(times.train_cpu) < 1.5 * sum(times.train)  # of one thread and a little
+
+
+@pytest.mark.parametrize("name", ["before_task", "training_samples", "before_phase", "phase_samples", "after_task"])
+def test_what_a_strategy_computes_between_steps_is_counted(name):
+    def compute(self, *args):
+        with torch.no_grad():
+            self.model(torch.zeros(100, 1, 8, 8))
+        return getattr(Strategy, name)(self, *args)
+
+    flops = []
+    for cls in (Strategy, type("Computes", (Strategy,), {name: compute})):
+        replica = bench(StrategyInfo("computes", cls, ""), {}, "class").replica
+        TrainingLoop([replica], Recipe(batch_size=8, epochs=1), [FlopsCallback()]).train_task(0)
+        flops.append(replica.costs.train_flops[0])
+    with FlopCount() as count, torch.no_grad():
+        replica.strategy.model(torch.zeros(100, 1, 8, 8))
+    assert flops[1] == flops[0] + count.total
