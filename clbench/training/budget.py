@@ -33,12 +33,13 @@ def shares_of(strategy: Strategy, task: Task) -> list[float]:
     """Return the relative lengths of a task's phases; empty if there are no training steps.
 
     Raises:
-        PluginError: `phases` of the strategy returned something else than a number of phases or their lengths.
+        PluginError: `phases` of the strategy returned neither a number of phases nor finite relative lengths.
     """
     phases: object = strategy.phases(task)
     if isinstance(phases, int) and phases >= 0:
         return [1.0] * phases
-    if isinstance(phases, Sequence) and all(isinstance(share, Real) for share in phases):
+    if isinstance(phases, Sequence) and all(isinstance(share, Real) and 0 <= float(share) < math.inf
+                                            for share in phases) and (not phases or sum(phases) > 0):
         return list(phases)
     raise PluginError(f"`phases` of {type(strategy).__name__} returned {phases!r}; it must return the number of "
                       "phases, mostly 1, or their relative lengths, as in (3, 1), or 0 for no training steps")

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -34,10 +35,10 @@ def test_each_phase_has_its_share_of_the_steps_and_at_least_one(shares, steps, p
     assert [phase.steps for phase in phases_of(strategy, None, Recipe(), steps)] == parts
 
 
-@pytest.mark.parametrize("phases", [None, -1, "2", 1.0])
+@pytest.mark.parametrize("phases", [None, -1, "2", 1.0, (0.0, 0.0), (float("nan"), 1), (-1, 2), (float("inf"), 1)])
 def test_what_is_no_number_of_phases_is_refused_and_not_trained_without_steps(phases):
     b = bench(StrategyInfo("bad", type("Mine", (Strategy,), {"phases": lambda self, task: phases}), ""), {}, "task")
-    with pytest.raises(PluginError, match=rf"^`phases` of Mine returned {phases!r}; it must return the number of phas"):
+    with pytest.raises(PluginError, match=re.escape(f"`phases` of Mine returned {phases!r}; it must")):
         b.learn(0)
 
 
