@@ -181,7 +181,7 @@ def stale_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _shares(context: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
-    """Read shares of a task's steps, such as 0.5,0.8."""
+    """Read shares of a phase's steps, such as 0.5,0.8."""
     if value is None:
         return None
     try:
@@ -206,16 +206,16 @@ RECIPE = (
     click.option("--head-decay", metavar="all|learning", help="Rows of the heads that optimizer steps change: all, or "
                  "those that a gradient reaches.  [default: all]"),
     click.option("--schedule", metavar="constant|cosine|quarter-cosine|steps", help="Schedule of the learning rate "
-                 "over a task.  [default: constant]"),
+                 "over each phase of a task.  [default: constant]"),
     click.option("--schedule-by", metavar="step|epoch", help="Change the rate after each step or each epoch.  "
                  "[default: step]"),
-    click.option("--milestones", metavar="LIST", callback=_shares, help="Shares of a task's steps at which the "
+    click.option("--milestones", metavar="LIST", callback=_shares, help="Shares of a phase's steps at which the "
                  "learning rate falls (--schedule steps), such as 0.5,0.8."),
     click.option("--decay", type=float, help="Factor of the learning rate at each milestone.  [default: 0.1]"),
     click.option("--repeats", type=int, help="Number of consecutive steps on each batch.  [default: 1]"),
     click.option("--accumulate", type=int, metavar="N", help="Compute the gradients of each batch in N parts and add "
                  "them up, which needs less memory.  [default: 1]"),
-    click.option("--warmup-ratio", type=float, help="Share of a task's steps in which the learning rate rises to "
+    click.option("--warmup-ratio", type=float, help="Share of a phase's steps in which the learning rate rises to "
                  "its full value.  [default: 0]"),
     click.option("--max-grad-norm", type=float, help="Norm to which gradients are clipped.  [default: not clipped]"),
     click.option("--optimizer-state", metavar="reset|keep", help="Reset or keep the optimizer's moments when a new "

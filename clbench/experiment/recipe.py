@@ -48,16 +48,18 @@ class Recipe(Strict):
         "all", description="rows of the heads that optimizer steps change, including their weight decay. all: all "
         "rows; learning: only rows with a nonzero gradient")
     schedule: Schedule = Field(
-        "constant", description="learning rate schedule over a task's steps. constant: no change; cosine: falls to 0; "
-        "quarter-cosine: along the first quarter of a cosine; steps: falls at milestones")
+        "constant", description="learning rate schedule over the steps of each phase of a task (most methods have one "
+        "phase). constant: no change; cosine: falls to 0; quarter-cosine: along the first quarter of a cosine; steps: "
+        "falls at milestones")
     schedule_by: Literal["step", "epoch"] = Field(
         "step", description="whether the schedule changes the learning rate after each step or each epoch")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="shares of a task's steps at which the learning rate is multiplied by decay (schedule = steps)")
+        (), description="shares of a phase's steps at which the learning rate is multiplied by decay (schedule = "
+        "steps)")
     decay: float | None = Field(
         None, gt=0, lt=1, description=f"factor of the learning rate at each milestone; {DECAY} if not given")
     warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises linearly from 0")
+        0.0, ge=0, lt=1, description="share of a phase's steps in which the learning rate rises linearly from 0")
     max_grad_norm: float | None = Field(
         None, gt=0, description="norm to which gradients are clipped; no clipping if not given")
     epochs: int | None = Field(

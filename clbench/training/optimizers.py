@@ -175,7 +175,7 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int, epoch: int =
     """Return the recipe's schedule over the steps of a phase; None if the learning rate is constant.
 
     During a warm-up, the rate rises linearly to its full value. `epoch` is the number of steps in a pass over the
-    samples; a schedule by epochs changes the rate only after each pass.
+    samples; a schedule by epochs changes the rate each time so many steps have been taken since the warm-up.
     """
     interval = epoch if recipe.schedule_by == "epoch" else 1
     warmup = round(recipe.warmup_ratio * steps)
