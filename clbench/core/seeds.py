@@ -81,23 +81,24 @@ def reseed(seed: int, *axes: str | int) -> None:
 class Course(AbstractContextManager[None]):
     """A context whose draws from the global generators continue where they stopped at its last exit.
 
-    The generators of accelerators are not affected.
+    Of the generators of accelerators, only that of `device` is included, if it is a CUDA device.
     """
 
-    def __init__(self, seed: int, *axes: str | int) -> None:
+    def __init__(self, seed: int, *axes: str | int, device: torch.device | None = None) -> None:
         """Start with the state that `scope` has at the beginning for the same axes."""
+        self.device = device
         with scope(seed, *axes):
-            self.own = state()
+            self.own = state(device)
 
     def __enter__(self) -> None:
         """Save the current state and restore the state of the context."""
-        self.outer = state()
-        restore(self.own)
+        self.outer = state(self.device)
+        restore(self.own, self.device)
 
     def __exit__(self, *_: object) -> None:
         """Save the state of the context and restore the previous state."""
-        self.own = state()
-        restore(self.outer)
+        self.own = state(self.device)
+        restore(self.outer, self.device)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class State:
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
     torch: bytes
-    cuda: bytes = b""  # only for comparison; `restore` ignores it
+    cuda: bytes = b""  # of the device that `state` was given
 
 
 def state(device: torch.device | None = None) -> State:
@@ -122,8 +123,8 @@ def state(device: torch.device | None = None) -> State:
                  cuda.numpy().tobytes())
 
 
-def restore(state: State) -> None:
-    """Set the global generators to a state that `state` returned."""
+def restore(state: State, device: torch.device | None = None) -> None:
+    """Set the global generators, and that of a CUDA device if one is given, to a state that `state` returned."""
     import numpy as np
     import torch
 
@@ -131,3 +132,5 @@ def restore(state: State) -> None:
     random.setstate(state.python)
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
     torch.set_rng_state(torch.frombuffer(bytearray(state.torch), dtype=torch.uint8))
+    if device is not None and state.cuda:
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray(state.cuda), dtype=torch.uint8), device)

@@ -139,7 +139,8 @@ class TrainingLoop:
             around = self.callbacks.around_prepare(self.replicas[0])
             return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, around)]
         self._add_notes(division_notes(strategy, self.recipe))
-        each = [*zip(self.replicas, tasks, separate_draws([r.seed for r in self.replicas], index), strict=True)]
+        of_each = separate_draws([replica.seed for replica in self.replicas], index, strategy.class_mask.device)
+        each = [*zip(self.replicas, tasks, of_each, strict=True)]
         task_samples = []
         for replica, task, draws in each:
             with draws, self.callbacks.around_prepare(replica):

@@ -39,11 +39,11 @@ def stackable(samples: list[Samples]) -> list[Samples]:
     return samples
 
 
-def separate_draws(trial_seeds: Sequence[int], task: int) -> list[AbstractContextManager[None]]:
+def separate_draws(trial_seeds: Sequence[int], task: int, device: torch.device) -> list[AbstractContextManager[None]]:
     """Return a context for each member of a stack, in which it draws as if it trained alone on a task."""
     if len(trial_seeds) == 1:
         return [nullcontext()]
-    return [seeds.Course(seed, "training", task) for seed in trial_seeds]
+    return [seeds.Course(seed, "training", task, device=device) for seed in trial_seeds]
 
 
 def require_same_structure(strategies: Sequence[Strategy]) -> None:

@@ -93,8 +93,9 @@ class StreamLoop(TrainingLoop):
                       begin: int, end: int) -> list[Tensor]:
         """Take steps `begin` to `end` of the stream, which belong to task `index`; return the losses [S] of each."""
         phase = whole_phase(self.recipe, self.replicas[0].stream)
-        each = zip(self.replicas, tasks, separate_draws([r.seed for r in self.replicas], index), strict=True)
-        for replica, task, draws in each:
+        of_each = separate_draws([replica.seed for replica in self.replicas], index,
+                                 self.replicas[0].strategy.class_mask.device)
+        for replica, task, draws in zip(self.replicas, tasks, of_each, strict=True):
             if begin:
                 replica.strategy.train()
                 continue
