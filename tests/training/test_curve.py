@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.methods import METHODS
 
 from clbench.core import seeds
@@ -108,7 +109,15 @@ class Looks(Strategy):
         return Prediction(-logits if float(logits.sum()) > 0 else logits)
 
 
-@pytest.mark.parametrize(("cls", "as_one"), [(Strategy, True), (Stateful, False), (Looks, False)])
+class Attends(Strategy):
+    """Uses attention, for which vmap has no rule."""
+
+    def forward(self, x, task=None):
+        tokens = self.model.features(x).view(len(x), 1, 3, -1)
+        return self.model.head(F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1))
+
+
+@pytest.mark.parametrize(("cls", "as_one"), [(Strategy, True), (Attends, True), (Stateful, False), (Looks, False)])
 def test_members_that_do_not_predict_as_one_are_asked_one_by_one(cls, as_one, monkeypatch):
     asked = []
     inner = CurveCallback.right

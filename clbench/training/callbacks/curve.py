@@ -14,7 +14,7 @@ logits as alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -235,7 +235,8 @@ def stacked_logits(train_step: StackedStep, x: Tensor, task: int | None, shared:
         predicted: Tensor = functional_call(call, state, (x, task))
         return predicted
 
-    result: Any = vmap(logits, in_dims=(0, None if shared else 0), randomness="error")(train_step.state(), x)
+    with train_step.folding or nullcontext():
+        result: Any = vmap(logits, in_dims=(0, None if shared else 0), randomness="error")(train_step.state(), x)
     return result  # type: ignore[no-any-return]
 
 
