@@ -31,11 +31,12 @@ def measure(strategy: Strategy) -> Footprint:
     """Return the storage of a strategy. A tensor with several names counts once, a non-persistent buffer not at all.
 
     The number of replay samples is the length of the longest buffer with the role "replay". If there are several sets
-    of such buffers, whose names begin differently (`memory_x`, `validation_x`), it is the sum over the sets.
+    of such buffers, whose names begin differently (`memory_x`, `validation_x`), it is the sum over the sets. Buffers of
+    a module whose names have no `_` (`bank.x`, `bank.y`) are one set.
     """
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    replay: dict[str, int] = {}  # length of the longest buffer, by the first word of the names
+    replay: dict[str, int] = {}  # length of the longest buffer, by the module and the first word of the names
     persistent = strategy.state_dict().keys()
     for name, parameter in strategy.named_parameters():
         parameters[role(strategy, name)] += parameter.numel()
@@ -45,7 +46,9 @@ def measure(strategy: Strategy) -> Footprint:
             continue
         sizes[role(strategy, name)] += nbytes(buffer)
         if role(strategy, name) == "replay" and buffer.dim():
-            samples = name.partition("_")[0]
+            module, dot, buffer_name = name.rpartition(".")
+            word, underscore, _ = buffer_name.partition("_")
+            samples = module if dot and not underscore else f"{module}.{word}"
             replay[samples] = max(replay.get(samples, 0), len(buffer))
     return Footprint(dict(sorted(parameters.items())), {k: v for k, v in sorted(sizes.items()) if v},
                      sum(replay.values()))

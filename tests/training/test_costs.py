@@ -49,8 +49,15 @@ def test_a_class_adds_to_the_roles_of_its_bases():
     assert kept.bytes == {"base": model, "teacher": 32, "replay": 10 * (64 + 8 + 8), "counters": 6 * (8 + 1)}
     assert kept.replay_samples == 10
     b.strategy.register_buffer("validation_x", torch.zeros(3, 64))
-    b.strategy.roles = (("validation_*", "replay"), *b.strategy.roles)
+    b.strategy.roles = (("validation_*", "replay"), ("bank.*", "replay"), *b.strategy.roles)
     assert measure(b.strategy).replay_samples == 13
+    b.strategy.bank = nn.Module()
+    for name in ("x", "y", "tasks"):
+        b.strategy.bank.register_buffer(name, torch.zeros(4))
+    assert measure(b.strategy).replay_samples == 17
+    for name in ("old_x", "old_y"):
+        b.strategy.bank.register_buffer(name, torch.zeros(2))
+    assert measure(b.strategy).replay_samples == 19
 
 
 def test_the_roles_of_a_class_come_before_those_of_its_bases():
