@@ -218,8 +218,8 @@ class Strategy(OldNames, nn.Module):
     def fit(self, task: Task, budget: Budget) -> Tensor:
         """Train on a task with a training loop of the strategy, and return the loss of every step [steps].
 
-        A strategy that overrides this must keep to the budget. Of the methods of a strategy, clbench then calls only
-        `before_task`, `fit`, `after_task`, `predict` and `export`, and it does not vectorize trials.
+        A strategy that overrides this must keep to the budget. clbench then calls only `before_task`, `frozen_modules`,
+        `fit`, `trainable`, `after_task`, `predict` and `export`, and it does not vectorize trials.
         """
         raise NotImplementedError
 
