@@ -280,7 +280,7 @@ def describe_progress(event: Progress, metric: Metric = ACCURACY) -> str:
     >>> describe_progress(Progress("key", 1, 5, 0.912))
     'task 2/5, accuracy 91.2'
     """
-    score_text = "" if event.accuracy is None else f", {metric.label} {metric.text(event.accuracy)}"
+    score_text = "" if event.score is None else f", {metric.label} {metric.text(event.score)}"
     return f"task {min(event.task + 1, event.tasks)}/{event.tasks}{score_text}"
 
 

@@ -158,7 +158,7 @@ class Progress:
     key: str
     task: int  # 0-based; equal to `tasks` when the trial is over
     tasks: int
-    accuracy: float | None  # a fraction, or a value of another metric; None before the first task is learned
+    score: float | None  # a fraction, or a value of another metric; None before the first task is learned
 
 
 SLOW_HEADS = 0.02  # most that Adam can move a weight of a head in a task; heads begin with weights of about 0.05

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy
 
-BUDGET = 2**25  # approximate number of values in memory for a chunk of samples: 128 MiB in float32
+MOST_VALUES = 2**25  # approximate number of values in memory for a chunk of samples: 128 MiB in float32
 LARGEST_CHUNK = 512
 
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -63,7 +63,7 @@ def mean_gradients(strategy: Strategy, samples: Samples, task: int, *, read: Rea
         covered = set(chain.from_iterable(layer.names for layer in layers))
         uncovered = {name: p.detach() for name, p in parameters.items() if name not in covered}
         numbers = 2 * sum(p.numel() for p in uncovered.values()) + activation_numbers(strategy, layers, probe, task)
-        chunk_size = max(1, min(LARGEST_CHUNK, BUDGET // max(1, numbers)))
+        chunk_size = max(1, min(LARGEST_CHUNK, MOST_VALUES // max(1, numbers)))
 
         def one(values: dict[str, Tensor], x: Tensor, tasks: Tensor, seed: Tensor) -> Tensor:
             out = read(functional_call(strategy, values, (x[None], task)), tasks[None])[0]

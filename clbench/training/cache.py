@@ -149,7 +149,7 @@ def start_at(strategies: Iterable[Strategy], block: int) -> Iterator[None]:
 
 
 def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], task: int, draws: int, batch: int = 0,
-                 autocast: AbstractContextManager[object] | None = None, budget: int | None = None,
+                 autocast: AbstractContextManager[object] | None = None, limit: int | None = None,
                  around: Sequence[AbstractContextManager[object]] = ()) -> PhaseInputs:
     """Return the inputs of a phase; work that every pass would repeat is done once, if it can be cached.
 
@@ -160,13 +160,13 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         draws: number of samples that the phase draws.
         batch: number of new samples in a step.
         autocast: the context of the loss (`precision.forward`).
-        budget: most bytes to store, all members together; by default `BYTES`.
+        limit: most bytes to store, all members together; by default `BYTES`.
         around: one context for each member, in which its frozen outputs are computed.
 
     Raises:
         PluginError: the method declares `inputs_only_through_model`, but its loss from cached blocks is different.
     """
-    budget, autocast = BYTES if budget is None else budget, autocast or nullcontext()
+    limit, autocast = BYTES if limit is None else limit, autocast or nullcontext()
     first, raw = strategies[0], PhaseInputs(list(samples), list(samples))
     is_random = any(part.is_stochastic for part in samples)
     if overrides(first, "prepare_batch") or is_random or draws < len(samples[0]):
@@ -179,7 +179,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         most_blocks *= most_blocks > 1 or not first.stream_info.predicts_tokens
         # `frozen_outputs` needs the original inputs, so blocks are cached only if its outputs are cached, too.
         choices = [(most_blocks, frozen), (0, frozen), (0, False)]
-        blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, budget))
+        blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, limit))
     if blocks:
         require_same_loss(first, samples[0], task, blocks, autocast)
     if blocks or frozen:
@@ -188,7 +188,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
             with autocast, context:
                 cached_samples.append(cache_inputs(strategy, part, blocks, frozen))
         return PhaseInputs(cached_samples, list(samples), blocks, True, autocast)
-    if prepared_in_batches(strategies, samples, draws, batch) or not fits(strategies, samples, 0, False, budget):
+    if prepared_in_batches(strategies, samples, draws, batch) or not fits(strategies, samples, 0, False, limit):
         return raw
     prepared = {id(part): cache_inputs(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
     return PhaseInputs([prepared[id(part)] for part in samples], list(samples), prepared=True)
@@ -231,13 +231,13 @@ def layout(part: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
-def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int, frozen: bool, budget: int) -> bool:
-    """Return whether the outputs to be stored take at most `budget` bytes."""
+def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int, frozen: bool, limit: int) -> bool:
+    """Return whether the outputs to be stored take at most `limit` bytes."""
     with torch.no_grad():
         sample = samples[0].take(torch.arange(1, device=samples[0].index_device))
         size = sum(part.nbytes for part in compute(strategies[0], sample, blocks, frozen).values())
     parts = samples if blocks or frozen else {id(part): part for part in samples}.values()
-    return size * sum(map(len, parts)) <= budget
+    return size * sum(map(len, parts)) <= limit
 
 
 def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Samples], draws: int, batch: int) -> bool:

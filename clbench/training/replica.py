@@ -105,8 +105,8 @@ class Replica(TrialResults):
     @property
     def progress(self) -> Progress:
         """Return the progress of the trial: the number of learned tasks and the mean score on them."""
-        accuracy = sum(self.R[-1][:self.learned]) / self.learned if self.learned else None
-        return Progress(self.trial.key, self.learned, len(self.stream.tasks), accuracy)
+        score = sum(self.R[-1][:self.learned]) / self.learned if self.learned else None
+        return Progress(self.trial.key, self.learned, len(self.stream.tasks), score)
 
     def add_result(self, result: TaskResult, training: Clock, other: Clock) -> None:
         """Add the result of a task, and the time of its steps (`training`), and of all else in it (`other`).

@@ -43,7 +43,7 @@ class Log(Listener):
         self.events.append(("started", planned.label))
 
     def progress(self, event):
-        self.events.append(("progress", event.task, event.tasks, event.accuracy))
+        self.events.append(("progress", event.task, event.tasks, event.score))
 
     def finished(self, record):
         self.events.append(("finished", record.label))

@@ -51,7 +51,7 @@ def test_infinite_options_reach_workers_and_come_back():
 
 @pytest.mark.parametrize("accuracy", [None, 0.1 + 0.2])
 def test_progress_comes_from_a_worker_as_it_was_sent(accuracy):
-    said = Running(progress=Progress("key", task=1, tasks=3, accuracy=accuracy))
+    said = Running(progress=Progress("key", task=1, tasks=3, score=accuracy))
     assert protocol.EVENTS.validate_json(said.line()) == said
 
 

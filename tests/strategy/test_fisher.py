@@ -263,7 +263,7 @@ def test_chunks_do_not_change_the_result(monkeypatch, kind, layerwise):
     whole = diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise)
     monkeypatch.setattr("clbench.strategy.per_sample_gradients.LARGEST_CHUNK", 3)
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
-    monkeypatch.setattr("clbench.strategy.per_sample_gradients.BUDGET", 1)  # one sample at a time
+    monkeypatch.setattr("clbench.strategy.per_sample_gradients.MOST_VALUES", 1)  # one sample at a time
     close(diagonal_fisher(strategy, samples, 0, generator=gen(), kind=kind, layerwise=layerwise), whole)
 
 

@@ -244,7 +244,7 @@ def test_no_more_is_stored_than_the_budget():
     samples = b.stream.tasks[0].train
     assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 2
     assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples) - 1).start == 0
-    assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), budget=100).start == 0
+    assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=100).start == 0
 
 
 class Both(FrozenBlocks):
@@ -259,7 +259,7 @@ def test_blocks_are_not_cached_without_the_outputs_that_need_the_inputs():
     b.replica.begin(0)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    both, neither = (cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), budget=budget)
+    both, neither = (cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=budget)
                      for budget in (2**20, 2**13))
     assert both.start == 2 and names(both) == ["wide"]
     assert neither.start == 0 and not neither.cached and neither.prepared

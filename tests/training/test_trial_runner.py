@@ -133,7 +133,7 @@ def test_the_record_has_the_facts(runner):
     assert len(record.timings.train) == 5 and len(record.timings.evaluate) == 6
     assert record.provenance.plugin.startswith("clbench ")
     assert [p.task for p in seen] == list(range(6))
-    assert seen[0].accuracy is None and seen[-1].accuracy == pytest.approx(sum(record.R[-1]) / 5)
+    assert seen[0].score is None and seen[-1].score == pytest.approx(sum(record.R[-1]) / 5)
 
 
 @pytest.mark.parametrize(("method", "scenario"), [
