@@ -274,6 +274,11 @@ def test_texts_have_a_column_named_label_or_a_named_one(tmp_path):
     assert texts.read(tmp_path / "x.csv", TextOptions(label_column="topic"), "here").known.labels == ["a"]
 
 
+def test_a_file_of_texts_may_have_the_index_that_pandas_writes(tmp_path):
+    (tmp_path / "x.csv").write_text(",text,label\n0,a,b\n")
+    assert texts.read(tmp_path / "x.csv", TextOptions(), "here").known.labels == ["b"]
+
+
 @pytest.mark.parametrize(("cells", "options", "message"), [
     ([["", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': the value is missing; write .* leave_out"),
     ([["x1", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'x1' is no number"),
@@ -439,6 +444,22 @@ def test_labels_of_a_data_set_are_the_class_label_that_has_no_other_role_and_may
     datasets.DatasetDict({"train": whole, "test": unlabeled}).save_to_disk(tmp_path / "u")
     with pytest.raises(DataError, match="its test part is not labeled"):
         stream("hf", "u", tmp_path)
+
+
+@pytest.mark.extra("hf")
+def test_the_named_column_of_labels_is_used_if_a_data_set_has_an_index_of_pandas(tmp_path):
+    import datasets
+
+    coarse = datasets.ClassLabel(names=["a", "b"])
+    datasets.Dataset.from_dict({"x": [float(i) for i in range(40)], "coarse": [i % 2 for i in range(40)],
+                                "fine": [i % 4 for i in range(40)], "__index_level_0__": list(range(40))}
+                               ).cast_column("coarse", coarse).save_to_disk(tmp_path / "d")
+    read = stream("hf", "d", tmp_path, label_column="fine", leave_out="coarse", tasks=2)
+    assert [task.class_names for task in read.tasks] == [("0", "1"), ("2", "3")]
+    guessed = stream("hf", "d", tmp_path, leave_out="fine", tasks=1)
+    assert guessed.tasks[0].class_names == ("a", "b")
+    for notes in (read.notes, guessed.notes):
+        assert any("as pandas writes its index, is not an input" in note for note in notes)
 
 
 @pytest.mark.extra("hf")

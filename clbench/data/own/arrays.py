@@ -21,7 +21,7 @@ from torch import Tensor
 from clbench.core.errors import DataError, message_of
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
-from clbench.data.own.columns import MISSING, feature_columns, label_column, labeled, numbers
+from clbench.data.own.columns import MISSING, feature_columns, index_note, label_column, labeled, numbers
 from clbench.data.own.dividing import divide_targets
 from clbench.data.own.samples import Labeled, as_text, locate, read_table, some
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
@@ -80,7 +80,8 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> RawS
 def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> RawStream:
     """Return the stream of a parquet file: columns of numbers, or one column of lists, without standardization."""
     data = read_table(path, where)
-    label, notes = label_column(list(data.columns), options, where)
+    label, guesses = label_column(list(data.columns), options, where)
+    notes = [*index_note(data.columns), *guesses]
     used_columns = feature_columns(data, label, options, where)
     if options.targets is not None:
         values = numbers(data, [label], where, label)[:, 0]

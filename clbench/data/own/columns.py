@@ -35,7 +35,8 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
     """
     where = f"benchmark {name!r}"
     data = read_table(locate(name, data_dir), where)
-    label, notes = label_column(list(data.columns), options, where)
+    label, guesses = label_column(list(data.columns), options, where)
+    notes = [*index_note(data.columns), *guesses]
     used_columns = feature_columns(data, label, options, where)
     x = numbers(data, used_columns, where)
     targets = None if options.target is None else numbers(data, [label], where, label)[:, 0]
@@ -105,19 +106,21 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
         if named is not None and named not in columns:
             raise DataError(f"{where}: {option} = {named}: " +
                             unknown("column", named, columns, "its columns: " + some(columns) + "; the first line"))
-    notes: list[str] = []
-    if any(is_index(column) for column in columns):
-        notes.append("a column without a name, as pandas writes its index, is not an input")
     chosen = options.label_column or getattr(options, "target", None)
     if chosen is not None:
-        return chosen, notes
+        return chosen, []
     candidates = label_candidates(columns, options)
     if not candidates:
         raise DataError(f"{where} has no column for labels, only {some(columns)}")
     if LABEL in candidates:
-        return LABEL, notes
-    return candidates[-1], [*notes,
-                            f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]
+        return LABEL, []
+    return candidates[-1], [f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]
+
+
+def index_note(columns: Iterable[str]) -> list[str]:
+    """Return a note if one of the columns is an index that pandas wrote."""
+    return (["a column without a name, as pandas writes its index, is not an input"]
+            if any(is_index(column) for column in columns) else [])
 
 
 def is_index(column: str) -> bool:

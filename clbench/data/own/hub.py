@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, typed_message
 from clbench.data.own.benchmark import own_benchmark
-from clbench.data.own.columns import feature_columns, label_candidates, label_column, labeled, numbers
+from clbench.data.own.columns import feature_columns, index_note, label_candidates, label_column, labeled, numbers
 from clbench.data.own.photos import read_photos
 from clbench.data.own.samples import EXTRA, Labeled, Table, locate, some
 from clbench.data.own.texts import length_note, texts_of, tokenized, tokenizer_files
@@ -121,10 +121,10 @@ def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | Non
 def _label(train: Any, options: HubOptions, where: str) -> tuple[str, list[str]]:
     """Return the column of labels, and notes: the named one, else the only ClassLabel, else as in tables."""
     labels = [c for c in label_candidates(train.features, options) if _kind(train.features[c]) == "ClassLabel"]
-    column, notes = label_column(list(train.features), options, where)
-    if notes and len(labels) == 1:  # the column was a guess
-        return labels[0], []
-    return column, notes
+    column, guesses = label_column(list(train.features), options, where)
+    if guesses and len(labels) == 1:
+        column, guesses = labels[0], []
+    return column, [*index_note(train.features), *guesses]
 
 
 def _read_labels(part: Any, label: str, options: HubOptions, where: str) -> Labeled:
