@@ -17,6 +17,7 @@ from clbench.data.own import texts
 from clbench.data.own.benchmark import copies
 from clbench.data.own.columns import table_files
 from clbench.data.own.hub import hub_files
+from clbench.data.own.instruction_streams import instruction_files
 from clbench.data.own.samples import read_table
 from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, TextOptions, array_files
 from clbench.data.stream import load_stream
@@ -515,6 +516,24 @@ def test_the_files_that_a_benchmark_reads_are_named(tmp_path):
         (tmp_path / name).write_text("v,label\n")
     assert table_files("table:d/a.csv", {}, tmp_path) == [tmp_path / "d" / "a.csv"]
     assert hub_files("hf:d", {}, tmp_path) == [tmp_path / "d" / "a.csv", tmp_path / "d" / "deep" / "b.csv"]
+
+
+def test_files_below_linked_folders_are_named(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a.csv", "a.jsonl", ".hidden.csv"):
+        (tmp_path / "elsewhere" / name).write_text("text,label\n")
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "config.json").write_text("{}")
+    options = {"tokenizer": str(tmp_path / "tokenizer")}
+    assert hub_files("hf:d", {}, tmp_path) == [folder / "train" / "a.csv", folder / "train" / "a.jsonl"]
+    assert texts.text_files("text:d", options, tmp_path) == [folder / "train" / "a.csv", folder / "train" / "a.jsonl"]
+    assert instruction_files("instructions:d", options, tmp_path) == [folder / "train" / "a.jsonl"]
+    (folder / "loop").symlink_to(folder)
+    with pytest.raises(DataError, match="loop is a link to a folder that contains it; remove the link"):
+        texts.text_files("text:d", options, tmp_path)
 
 
 def test_options_of_columns_do_not_apply_to_arrays(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, typed_message
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import feature_columns, index_note, label_candidates, label_column, labeled, numbers
+from clbench.data.own.paths import files_below
 from clbench.data.own.photos import read_photos
 from clbench.data.own.samples import EXTRA, Labeled, Table, locate, some
 from clbench.data.own.texts import length_note, texts_of, tokenized, tokenizer_files
@@ -51,8 +52,8 @@ def hub_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Pat
     tokenizer = tokenizer_files(options) if options.get("text_column") else []
     local, _ = _find_local(name, data_dir)
     if local is not None:
-        files_below = [local] if local.is_file() else sorted(path for path in local.rglob("*") if path.is_file())
-        return [*files_below, *tokenizer]
+        local_files = [local] if local.is_file() else sorted(filter(Path.is_file, files_below(local)))
+        return [*local_files, *tokenizer]
     loaded = load(name, HubOptions.stored(options), data_dir)
     parts = loaded.values() if isinstance(loaded, Mapping) else [loaded]
     files = chain.from_iterable(part.cache_files for part in parts)

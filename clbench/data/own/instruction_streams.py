@@ -21,7 +21,8 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.dividing import held_out_count, listed_positions
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, show_scored
 from clbench.data.own.instructions import Item, read_items
-from clbench.data.own.samples import data_files, files_by_stem, locate, sort_names
+from clbench.data.own.paths import data_files, files_by_stem
+from clbench.data.own.samples import locate, sort_names
 from clbench.data.own.texts import tokenizer_files
 from clbench.data.own_options import InstructionOptions
 from clbench.data.raw import RawStream, Split

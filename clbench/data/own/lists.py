@@ -14,6 +14,7 @@ from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.files import expand_home, readable_name
+from clbench.data.own.paths import files_below
 from clbench.data.own.samples import Labeled, PhotoFiles, locate, some, sort_names
 from clbench.data.own_options import ImagesOptions
 
@@ -84,7 +85,7 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
     """
     depth = 2 if tasks else 1  # levels of folders that name task and class
     files, skipped, shallow, deep = [], list[str](), 0, 0
-    for path in sorted(_files(root)):
+    for path in sorted(files_below(root)):
         folder_count = len(path.relative_to(root).parts) - 1
         if path.suffix.lower() not in SUFFIXES:
             skipped.append(path.suffix.lower())
@@ -133,28 +134,6 @@ def _folders(root: Path) -> Iterator[Path]:
     """Yield the folders in a folder except hidden ones, sorted by name; none if the folder does not exist."""
     if root.is_dir():
         yield from sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(root: Path, outer: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the files under a folder at any depth, except hidden ones; links are followed, as in ImageFolder.
-
-    Args:
-        root: the folder.
-        outer: the folders that contain it, without links.
-
-    Raises:
-        DataError: a link leads to a folder that contains it, so that all photos would be read many times.
-    """
-    outer |= {root.resolve()}
-    for path in root.iterdir():
-        if path.name.startswith(".") or path.name == "__MACOSX":
-            continue
-        if path.is_dir():
-            if path.is_symlink() and path.resolve() in outer:
-                raise DataError(f"{path} is a link to a folder that contains it; remove the link")
-            yield from _files(path, outer)
-        else:
-            yield path
 
 
 def find_lists(names: Sequence[str], root: Path, data_dir: Path, where: str) -> list[Path]:

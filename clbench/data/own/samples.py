@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from clbench.core.errors import DataError, MissingDataError, PluginError, message_of
-from clbench.core.files import expand_home, readable_name
+from clbench.core.files import expand_home
 
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
@@ -142,30 +142,6 @@ def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
 def hint_at_commas(names: Iterable[str]) -> str:
     """Return a hint on how a list is written if an unknown name has a comma; empty if none has."""
     return "; a list is written with +, as in a+b" if any("," in name for name in names) else ""
-
-
-def data_files(place: Path, suffixes: Iterable[str], pattern: str = "**/*") -> list[Path]:
-    """Return a file itself, or the files in a folder with one of the suffixes, sorted, without hidden ones."""
-    if place.is_file():
-        return [place]
-    return sorted(path for path in place.glob(pattern)
-                  if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file())
-
-
-def files_by_stem(folder: Path, suffixes: Iterable[str], where: str) -> dict[str, Path]:
-    """Return the files in a folder with one of the suffixes, sorted, by their names without suffix.
-
-    Raises:
-        DataError: two files differ in their suffixes only.
-    """
-    files: dict[str, Path] = {}
-    for path in data_files(folder, suffixes, "*"):
-        name = readable_name(path.stem)
-        if other := files.get(name):
-            raise DataError(f"{where}: {folder} has both {readable_name(other.name)} and {readable_name(path.name)}; "
-                            "remove or rename one of them")
-        files[name] = path
-    return files
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import LABEL, label_column, labeled
-from clbench.data.own.samples import Labeled, data_files, files_by_stem, locate, read_table, some, sort_names
+from clbench.data.own.paths import data_files, files_by_stem
+from clbench.data.own.samples import Labeled, locate, read_table, some, sort_names
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.data.raw import RawStream
 from clbench.models.hf_files import folder_of
@@ -123,8 +124,8 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
 
 def _unused_files(folder: Path) -> list[str]:
     """Return the names of the files and folders of texts next to `train` and `test`."""
-    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and data_files(path, SUFFIXES, "*")]
-    return [path.name for path in [*data_files(folder, SUFFIXES, "*"), *folders]
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and data_files(path, SUFFIXES, deep=False)]
+    return [path.name for path in [*data_files(folder, SUFFIXES, deep=False), *folders]
             if (path.name if path.is_dir() else path.stem) not in ("train", "test")]
 
 
