@@ -228,6 +228,11 @@ def readable_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def as_utf8(text: str) -> str:
+    """Return a text with an escape for each character that UTF-8 cannot encode, as in names of files."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def run_folder_name(file: Path | None, benchmark: str) -> str:
     """Return the default name of an experiment's run folder: that of its file, or else of its benchmark.
 

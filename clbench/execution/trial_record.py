@@ -8,6 +8,7 @@ from collections.abc import Collection
 from clbench.core.device import out_of_memory
 from clbench.core.entry_points import package_of
 from clbench.core.errors import ClbenchError
+from clbench.core.files import as_utf8
 from clbench.core.registry import Registry
 from clbench.core.user_code import place
 from clbench.data.stream import Stream
@@ -23,15 +24,15 @@ LESS_MEMORY = "To need less memory, use --accumulate 4, a smaller --batch-size, 
 
 
 def describe(stream: Stream) -> StreamFacts:
-    """Return the facts of a stream that a record stores."""
+    """Return the facts of a stream that a record stores; records are UTF-8, and names of files may not be."""
     mean, std = ([*v] if len(stream.input_shape) == 1 else [] for v in (stream.prepare.mean, stream.prepare.std))
     return StreamFacts(classes=[list(t.classes) if stream.has_classes else [] for t in stream.tasks],
                        train_samples=[len(t.train) for t in stream.tasks],
                        test_samples=[len(t.test) for t in stream.tasks], input_shape=list(stream.input_shape),
-                       fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=list(stream.notes),
-                       class_names=[list(t.class_names) for t in stream.tasks if t.class_names], mean=mean, std=std,
-                       arrivals=list(map(list, stream.arrivals)), task_names=list(stream.task_names),
-                       common_test=stream.common_test)
+                       fingerprint=stream.fingerprint, data=stream.data[:DIGITS], notes=[*map(as_utf8, stream.notes)],
+                       class_names=[[*map(as_utf8, t.class_names)] for t in stream.tasks if t.class_names],
+                       mean=mean, std=std, arrivals=list(map(list, stream.arrivals)),
+                       task_names=[*map(as_utf8, stream.task_names)], common_test=stream.common_test)
 
 
 def settings_problem(stream: Stream, settings: ExecutionSettings, general: Collection[str]) -> str:
@@ -67,24 +68,19 @@ def failure_of(error: BaseException, trial: Trial, registry: Registry) -> Failur
 
     A `ClbenchError` is an error that the user can fix and that its message explains, so it needs no traceback.
     """
-    kind, message = type(error).__name__, _as_utf8(str(error))
+    kind, message = type(error).__name__, as_utf8(str(error))
     if isinstance(error, ClbenchError):
         return Failure(type=kind, message=message)
     if out_of_memory(error):
         kind, message = "OutOfMemoryError", f"{(message or 'out of memory').rstrip('.')}. {LESS_MEMORY}"
     parts = registry.strategy(trial.method.name).strategy, registry.model(trial.model.name).build
-    return Failure(type=kind, message=message, traceback=_as_utf8(traceback.format_exc()),
+    return Failure(type=kind, message=message, traceback=as_utf8(traceback.format_exc()),
                    place=place(error, *map(package_of, parts)))
 
 
 def note_of_stack(size: int, error: BaseException) -> str:
     """Return the note of a trial that ran alone because its stack of `size` trials failed."""
-    return _as_utf8(f"ran alone: the stack of {size} trials failed with {type(error).__name__}: {error}")
-
-
-def _as_utf8(text: str) -> str:
-    """Return a text with escapes for parts of file names that are not UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
+    return as_utf8(f"ran alone: the stack of {size} trials failed with {type(error).__name__}: {error}")
 
 
 def record_of(replica: Replica, origin: Provenance, memory: PeakMemory, weights: str) -> Record:

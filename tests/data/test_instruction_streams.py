@@ -1,6 +1,7 @@
 """The benchmark `instructions:`: tasks of folders and files as tokens, what is held out, and errors (extra `lm`)."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,15 @@ def texts(split):
         assert response[-1] == 0  # EOS, which is the padding too
         made.append((prompt, "".join(known[b] for b in response)))
     return made
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_the_name_of_a_task_can_be_saved_if_that_of_its_folder_is_not_utf8(tmp_path, tokenizer):
+    folder = tmp_path / "tasks" / b"ch\xe8vre".decode("utf-8", "surrogateescape")
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        write_lines(folder / f"{part}.jsonl", rows(part))
+    assert stream(tmp_path / "tasks", tokenizer).task_names == ("ch\\xe8vre",)
 
 
 def test_files_and_folders_are_tasks_and_other_files_are_not(tmp_path, tokenizer):

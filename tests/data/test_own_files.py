@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -534,6 +535,21 @@ def test_files_below_linked_folders_are_named(tmp_path):
     (folder / "loop").symlink_to(folder)
     with pytest.raises(DataError, match="loop is a link to a folder that contains it; remove the link"):
         texts.text_files("text:d", options, tmp_path)
+
+
+def test_texts_that_are_not_utf8_can_be_stored_in_the_facts_of_a_stream(tmp_path):
+    lines = [json.dumps({"v": i, "label": "a\udce8" if i % 2 else "b"}) for i in range(40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    read = replace(stream("table", "t.jsonl", tmp_path, tasks=1), task_names=("\udce8",), notes=("\udce8",))
+    facts = describe(read)
+    assert facts.model_dump_json() and facts.class_names == [["a\\udce8", "b"]]
+    assert facts.task_names == facts.notes == ["\\udce8"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_of_unused_files_of_texts_can_be_saved(tmp_path):
+    (tmp_path / b"\xe8.csv".decode("utf-8", "surrogateescape")).touch()
+    assert texts._unused_files(tmp_path) == ["\\xe8.csv"]
 
 
 def test_options_of_columns_do_not_apply_to_arrays(tmp_path):

@@ -164,3 +164,17 @@ def test_a_folder_whose_name_is_not_utf8_has_a_name_that_can_be_saved(root):
     (root / "owl").rename(root / b"ch\xe8vre".decode("utf-8", "surrogateescape"))
     train, *_ = find(root)
     assert set(train.labeled.labels) == {"ch\\xe8vre", "cat", "dog", "ant"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8_can_be_saved_in_notes_and_groups(root):
+    name = b"vide-\xe8".decode("utf-8", "surrogateescape")
+    (root / name).mkdir()
+    (root / f"x.{name}").touch()
+    write(root / "owl" / name, ["a.png"], 0)
+    train, _, notes = find(root, groups_from="folders")
+    assert "vide-\\xe8" in train.labeled.groups and "no photos in the folders: vide-\\xe8" in notes
+    assert sum(note.isprintable() for note in notes) == len(notes) >= 2
+    write(root / "train" / "ant", ["a.png"], 0)
+    _, _, notes = find(root)
+    assert any("not used: ant, cat, dog, owl, vide-\\xe8" in note for note in notes)

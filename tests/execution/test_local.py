@@ -254,6 +254,11 @@ def test_what_a_worker_refuses_is_raised_again():
     assert type(Refused(kind="StoreError", message="wrong").error()) is StoreError
 
 
+def test_messages_of_workers_can_be_sent_if_names_in_them_are_not_utf8():
+    assert r"\\udce8" in Refused(kind="DataError", message="\udce8").line()
+    assert r"\\udce8" in Prepared(notes=["\udce8"]).line()
+
+
 def test_the_record_of_a_dead_worker_has_the_search_of_its_options():
     record = make_record("ewc")
     searched = Searched(candidates=3, validation=0.2, seeds=(1000,))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clbench.core import seeds, tokens
 from clbench.core.errors import DataError
+from clbench.core.files import readable_name
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.dividing import held_out_count, listed_positions
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, show_scored
@@ -97,7 +98,7 @@ def _read_tasks(place: Path, options: InstructionOptions, where: str) -> list[Ta
         files = files_by_stem(folder, SUFFIXES, where)
         train, test = files.get("train"), files.get("test")
         if train is not None and test is not None:
-            tasks.append(TaskItems(folder.name, read_items(train), read_items(test)))
+            tasks.append(TaskItems(readable_name(folder.name), read_items(train), read_items(test)))
         elif train is not None or test is not None:
             raise DataError(f"{where}: {folder} has no {'test' if test is None else 'train'}.jsonl next to its "
                             f"{'train' if test is None else 'test'} file")

@@ -46,7 +46,7 @@ def find_photos(name: str, options: ImagesOptions, data_dir: Path) -> tuple[Phot
             notes.append(f"folder {parts[0]!r} was read as a class, because there is no folder 'train' next to it")
         return photos_in(root, where, notes, tasks, groups), None, notes
     tests = [n for n in TESTS if any(_folders(root / n))]
-    unused_folders = [f.name for f in _folders(root) if f.name not in (TRAIN, *tests[:1])]
+    unused_folders = [readable_name(f.name) for f in _folders(root) if f.name not in (TRAIN, *tests[:1])]
     if unused_folders:
         notes.append(f"folders next to {TRAIN!r} that were not used: {some(unused_folders)}")
     if tests and tests[0] != TESTS[0]:
@@ -102,12 +102,13 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
     class_folders = [folder for outer in _folders(root) for folder in (_folders(outer) if tasks else [outer])]
     with_photos = {root.joinpath(*path.relative_to(root).parts[:depth]) for path in files}
     if empty := [folder.relative_to(root).as_posix() for folder in class_folders if folder not in with_photos]:
-        notes.append(f"no photos in the folders: {some(empty)}")
+        notes.append(f"no photos in the folders: {readable_name(some(empty))}")
     if shallow:
-        notes.append(f"{shallow} photos in {root} were left out: they do not lie in {layout}")
+        notes.append(f"{shallow} photos in {readable_name(str(root))} were left out: they do not lie in {layout}")
     if skipped:
-        kinds = some(sorted({suffix or "no suffix" for suffix in skipped}))
-        notes.append(f"{len(skipped)} files in {root} were left out: they are no photos by their names ({kinds})")
+        kinds = readable_name(some(sorted({suffix or "no suffix" for suffix in skipped})))
+        notes.append(f"{len(skipped)} files in {readable_name(str(root))} were left out: they are no photos by their "
+                     f"names ({kinds})")
     relative_parts = [path.relative_to(root).parts for path in files]
     if deep and depth == 1 and not groups:
         inner_names = {folder: {parts[1] for parts in relative_parts if parts[0] == folder and len(parts) > depth + 1}
@@ -123,7 +124,7 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
                      "folders for tasks, groups_from=folders the inner ones for groups)")
     names = None
     if groups:
-        names = ["/".join(parts[depth:-1]) or "/".join(parts) for parts in relative_parts]
+        names = [readable_name("/".join(parts[depth:-1]) or "/".join(parts)) for parts in relative_parts]
         if not deep:
             raise DataError(f"{where}: groups_from = folders needs folders within those of the classes in {root}")
     labels, outer = ([readable_name(parts[place]) for parts in relative_parts] for place in (depth - 1, 0))

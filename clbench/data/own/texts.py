@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clbench.core import tokens
 from clbench.core.errors import DataError, MissingDataError
+from clbench.core.files import readable_name
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_by_task, split_by_class
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
 from clbench.data.datasets import PARTS, Images, chosen_rows
@@ -125,7 +126,7 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
 def _unused_files(folder: Path) -> list[str]:
     """Return the names of the files and folders of texts next to `train` and `test`."""
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and data_files(path, SUFFIXES, deep=False)]
-    return [path.name for path in [*data_files(folder, SUFFIXES, deep=False), *folders]
+    return [readable_name(path.name) for path in [*data_files(folder, SUFFIXES, deep=False), *folders]
             if (path.name if path.is_dir() else path.stem) not in ("train", "test")]
 
 

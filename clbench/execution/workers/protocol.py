@@ -6,15 +6,17 @@ import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from clbench.core import errors
 from clbench.core.errors import ClbenchError, SpecError
-from clbench.core.files import readable_name
+from clbench.core.files import as_utf8, readable_name
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import WorkEstimate
 from clbench.results.records import Failure, Provenance, Record
+
+Text = Annotated[str, AfterValidator(as_utf8)]  # messages are UTF-8, and names of files may not be
 
 
 class Message(BaseModel):
@@ -74,7 +76,7 @@ class Prepared(Message):
     """From a worker: the answer to `Prepare` if the trial can run."""
 
     type: Literal["prepared"] = "prepared"
-    notes: list[str]
+    notes: list[Text]
     estimate: WorkEstimate = WorkEstimate()
 
 
@@ -83,7 +85,7 @@ class Refused(Message):
 
     type: Literal["refused"] = "refused"
     kind: str
-    message: str
+    message: Text
 
     def error(self) -> ClbenchError:
         """Return an error of the same class and message as in the worker."""
