@@ -124,7 +124,7 @@ def command(context: click.Context, /, base: str, models: tuple[Path, ...], task
 def export(models: tuple[Path, ...], scale: float, target: Path) -> None:
     """Write a scaled adapter."""
     from clbench.models.causal_lm import export_scaled
-    from clbench.models.hf_files import find_candidates
+    from clbench.models.hf_candidates import find_candidates
 
     candidates = find_candidates(models)
     if len(candidates) != 1:

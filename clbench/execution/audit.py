@@ -28,7 +28,8 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_content
 from clbench.models.causal_lm import Base, LoraScale, check_plain, load_model, load_tokenizer, longest
-from clbench.models.hf_files import BASE, Candidate, base_folder, find_candidates, fingerprint, read_config
+from clbench.models.hf_candidates import BASE, Candidate, base_folder, find_candidates
+from clbench.models.hf_files import fingerprint, read_config
 from clbench.models.scoring import Precision, Scorer
 from clbench.results.audit import (
     MARGINS,

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clbench.core.errors import DataError, SpecError, StoreError, message_of, typed_message
-from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, TOKENIZERS, Candidate, fingerprint, read_config
+from clbench.models.hf_candidates import Candidate
+from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, TOKENIZERS, fingerprint, read_config
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",

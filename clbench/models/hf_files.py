@@ -1,4 +1,4 @@
-"""Find the folders of Hugging Face text models and PEFT adapters. This module does not import torch.
+"""Find the folders of Hugging Face text models. This module does not import torch.
 
 For `hf:NAME`, clbench looks for a folder, then for `models/NAME` in the data folder, then on Hugging Face's hub (its
 cache first). Weights are read only from `model.safetensors`, and no code in a folder or repository is ever run.
@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
-
-from safetensors import SafetensorError, safe_open
 
 from clbench.core import files
 from clbench.core.errors import DataError, SpecError, message_of
@@ -29,12 +25,11 @@ LONGEST = 8.0  # seconds after which Hugging Face's hub counts as unreachable
 PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", WEIGHTS)  # files to download: configuration, tokenizer, weights
 LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors")  # also weights in several files
 Kind = Literal["adapter", "model"]
-BASE = "base"  # the label of the base, which no candidate has
 ADAPTER, MODEL = "adapter_config.json", "config.json"
+CONFIGURATION = (MODEL, "1_Pooling/config.json")  # of a network; the second one is of sentence-transformers
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_INFO = "clbench.json"  # beside an adapter that clbench wrote
-SERIES = re.compile(r"checkpoint-(\d+)|task(\d+)")  # folders of a trainer's checkpoints, and of a trial's adapters
 HASHED = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer*", "*.jinja", "*.model",
           "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
 
@@ -59,15 +54,41 @@ def folder_of(name: str, patterns: Sequence[str] = PATTERNS, weights: bool = Fal
     Raises:
         DataError: the model was not found and cannot be downloaded.
     """
-    places = [files.expand_home(name), files.default_data_dir() / "models" / name]
-    for place in places:
-        if (place / "config.json").is_file():
-            return place
+    places = _places(name)
+    if local := next((place for place in places if (place / MODEL).is_file()), None):
+        return local
     paths = " nor ".join(map(str, dict.fromkeys(places)))
     if name.startswith((".", "/", "~")):
         raise DataError(f"model {name!r} was not found, because {paths} has no config.json: check the path")
     repository, _, revision = name.partition("@")
     return _from_hub(name, repository, revision or None, paths, patterns, weights)
+
+
+def local_folder(name: str) -> Path | None:
+    """Return the folder of a model on this machine, as `folder_of` does without a download; None if there is none."""
+    folders = _places(name)
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+        repository, _, revision = name.partition("@")
+        folders.append(Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(PATTERNS),
+                                                  local_files_only=True)))
+    except (ImportError, OSError, ValueError):  # not installed, not in the cache, or no name of a repository
+        pass
+    return next((folder for folder in folders if (folder / MODEL).is_file()), None)
+
+
+def _places(name: str) -> list[Path]:
+    """Return the folders in which a model may be, apart from the hub's cache."""
+    return [files.expand_home(name), files.default_data_dir() / "models" / name]
+
+
+def hash_configuration(name: str) -> dict[str, str]:
+    """Return the hashes of the files that determine how the network of a text model is built, by name.
+
+    There are none if the model is not on this machine.
+    """
+    folder = local_folder(name)
+    return {file: hash_file(folder / file) for file in CONFIGURATION if (folder / file).is_file()} if folder else {}
 
 
 def hub_problem(hub: Any) -> str:
@@ -126,7 +147,7 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
 def _lacks_weights(folder: Path, patterns: Sequence[str]) -> bool:
     """Return whether a folder lacks files of weights that `patterns` select."""
     index = folder / f"{WEIGHTS}.index.json"
-    parts = set(_read_object(index).get("weight_map", {}).values()) if index.is_file() else {WEIGHTS}
+    parts = set(read_object(index).get("weight_map", {}).values()) if index.is_file() else {WEIGHTS}
     return not (folder / WEIGHTS).is_file() and any(
         not (folder / part).is_file() for part in parts if any(fnmatch(part, pattern) for pattern in patterns))
 
@@ -163,106 +184,16 @@ def weights_of(model: str) -> Path:
     raise DataError(f"model {model!r}: no {WEIGHTS} in {folder}; {has}")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """An adapter or a model that is compared with its base."""
-
-    label: str
-    folder: Path
-    kind: Kind
-
-
-def base_folder(name: str) -> Path:
-    """Return the folder of a base: a folder, or a repository on Hugging Face's hub.
-
-    Raises:
-        DataError: there is none, or it is an adapter.
-    """
-    if (Path(name) / ADAPTER).is_file():
-        raise DataError(f"{name} is an adapter; name its base first, then the adapter: clbench forget BASE {name}")
-    return folder_of(name, LANGUAGE_MODEL, weights=True)
-
-
-def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
-    """Return the adapters and models in folders. A folder with `checkpoint-N` or `taskN` is a series in the order of N.
-
-    If a folder with a series also has an adapter or a model itself, this comes after the series.
-
-    Raises:
-        DataError: a folder is missing, or has neither an adapter nor a model.
-        SpecError: an adapter or a model is named twice, which would count as two in the correction of p-values.
-    """
-    labeled: list[tuple[Path, str]] = []
-    for path in paths:
-        if not path.is_dir():
-            raise DataError(f"{path}: there is no such folder")
-        series = _series(path)
-        is_candidate = any((path / name).is_file() for name in (ADAPTER, MODEL))
-        if not series and not is_candidate:
-            raise DataError(f"{path}: it has neither {ADAPTER} nor {MODEL} nor folders checkpoint-N or taskN; expected "
-                            "a PEFT adapter, a model, a series of checkpoints, or the folder artifacts/KEY of a trial "
-                            "that saved adapters")
-        name = path.resolve().name
-        labeled += [(child, f"{name}/{child.name}" if len(paths) > 1 else child.name) for child in series]
-        labeled += [(path, name)] if is_candidate else []
-    folders = [path.resolve() for path, _ in labeled]
-    if duplicate := next((path for path, _ in labeled if folders.count(path.resolve()) > 1), None):
-        raise SpecError(f"{duplicate} is named twice; name each adapter, model or series once")
-    labels = [BASE, *(label for _, label in labeled)]
-    return [Candidate((label if labels.count(label) == 1 else str(path.resolve() if str(path) == BASE else path))
-                      + _task_note(path), path, _kind(path)) for path, label in labeled]
-
-
-def _series(folder: Path) -> list[Path]:
-    """Return the checkpoints, or the adapters of a trial's tasks, in a folder in the order of their numbers."""
-    numbered = []
-    for child in folder.iterdir():
-        match = SERIES.fullmatch(child.name)
-        # A trial of another method saves no adapters in the folders of its tasks.
-        if match and (child.is_dir() if match[1] else (child / ADAPTER).is_file()):
-            numbered.append((int(match[1] or match[2]), child))
-    return [child for _, child in sorted(numbered)]
-
-
-def _task_note(folder: Path) -> str:
-    """Return ` (task N)` for an adapter of one task that clbench wrote. N counts from 1, and `task0` is task 1."""
-    path = folder / ADAPTER_INFO
-    task = _read_object(path).get("task") if path.is_file() else None
-    return f" (task {task + 1})" if isinstance(task, int) else ""  # a weighted sum of adapters has no task
-
-
-def _kind(folder: Path) -> Kind:
-    """Return whether a folder has an adapter or a model, and check that its files can be read.
-
-    Raises:
-        DataError: a file is missing or cannot be read.
-    """
-    kind: Kind = "adapter" if (folder / ADAPTER).is_file() else "model"
-    read_config(folder, kind)
-    if kind == "adapter" and not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
-        raise DataError(f"{folder}: the adapter's weights are missing: no {' or '.join(ADAPTER_WEIGHTS)}")
-    if kind == "model" and not any(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: the model's weights are missing: no *.safetensors; save them by transformers' "
-                        "save_pretrained")
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                file.keys()
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: it cannot be read, so it is torn or of another format: {error}") from None
-    return kind
-
-
 def read_config(folder: Path, kind: Kind) -> dict[str, Any]:
     """Return the configuration of an adapter or a model.
 
     Raises:
         DataError: it cannot be read.
     """
-    return _read_object(folder / (ADAPTER if kind == "adapter" else MODEL))
+    return read_object(folder / (ADAPTER if kind == "adapter" else MODEL))
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object of a file.
 
     Raises:

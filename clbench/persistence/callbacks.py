@@ -19,6 +19,7 @@ from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import Trial
 from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
+from clbench.results.provenance import CONFIGURATION
 from clbench.results.records import Provenance
 from clbench.results.store import MODEL, STATE
 from clbench.strategy.base import Strategy, overrides
@@ -118,9 +119,11 @@ class SaveCallback(Callback):
 
 def conditions_of(replica: Replica, origin: Provenance) -> dict[str, str]:
     """Return, by name, the values that must be the same when a trial resumes, so that its results do not change."""
+    configuration = origin.code.get(CONFIGURATION)
     return {"trial": replica.trial.key, "code": code_of(replica.strategy), "data": replica.stream.fingerprint,
             "libraries": ", ".join(f"{name} {release}" for name, release in sorted(origin.versions.items())),
-            "device": origin.device, "number of threads": str(origin.threads)}
+            "device": origin.device, "number of threads": str(origin.threads),
+            **({} if configuration is None else {"configuration of the model": configuration.hash})}
 
 
 def is_plain_network(strategy: Strategy, trial: Trial, registry: Registry) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ from clbench.core.errors import SpecError
 from clbench.core.files import PACKAGE
 from clbench.core.registry import Registry
 from clbench.experiment.trial import Trial
+from clbench.models.hf_files import hash_configuration, inner
 from clbench.results.records import Code, Provenance, Record
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def machine() -> str:
 
 
 PARTS = ("method", "benchmark", "model")
+CONFIGURATION = "configuration"  # of a text model, whose files determine its network as code does
 
 
 def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
@@ -110,7 +113,7 @@ def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
 
 
 def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = identity.hash_of) -> dict[str, Code]:
-    """Return the identity of the code of a trial's parts, as a record stores it.
+    """Return the identity of the code of a trial's parts, and of the configuration of a text model, as records have it.
 
     Args:
         trial: a trial whose method, benchmark and model are installed.
@@ -123,6 +126,9 @@ def code_of(trial: Trial, registry: Registry, hashed: Callable[..., str] = ident
                       part == "benchmark" and registry.benchmark(trial.benchmark.name).names_code)
         release = "" if names_code else str(registry.origin(part, getattr(trial, part).name))
         code[part] = Code(packages=list(names), hash=hashed(*names), release=release)
+    if registry.model(trial.model.name).text and (hashes := hash_configuration(inner(trial.model.name))):
+        digest = hashlib.sha256(repr(hashes).encode()).hexdigest()[:identity.HEX]
+        code[CONFIGURATION] = Code(packages=list(hashes), hash=digest)
     return code
 
 
@@ -161,7 +167,8 @@ def describe_changes(record: Record, code: Mapping[str, Code], data: str = "") -
         old, new = record.provenance.code[part], code[part]
         versions = [v for state in (old, new) if (v := _version(state))]
         releases = f", {versions[0]} -> {versions[1]}" if len(set(versions)) == 2 else ""
-        changes.append(f"the {part}'s code ({', '.join(new.packages)}{releases})")
+        changed = f"the model's {part}" if part == CONFIGURATION else f"the {part}'s code"
+        changes.append(f"{changed} ({', '.join(new.packages)}{releases})")
     if record.stream and record.stream.data and data and record.stream.data != data:
         changes.append(f"the data of {record.trial.benchmark.name}")
     return changes

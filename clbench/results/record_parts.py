@@ -217,5 +217,6 @@ class Provenance(RecordPart):
     started: AwareDatetime = Field(description="Time at which the trial started.")
     command: str = Field(description="Command that ran the trial.")
     code: dict[str, Code] = Field(
-        {}, description="Code of method, benchmark and model; empty if unknown, as in older records.")
+        {}, description="Code of method, benchmark and model, and the configuration of a text model; empty if "
+            "unknown, as in older records.")
     weights: str = Field("", description="SHA-256 of the content of the published weights, if the trial names any.")

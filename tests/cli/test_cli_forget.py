@@ -18,7 +18,7 @@ from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import read_items
 from clbench.execution import audit
 from clbench.models.causal_lm import Base
-from clbench.models.hf_files import find_candidates
+from clbench.models.hf_candidates import find_candidates
 from clbench.models.scoring import Scorer
 from clbench.report.audit import headline
 from clbench.results.audit import Audit, DialPoint, FileScores, cell, judge, noise_floor

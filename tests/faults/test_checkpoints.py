@@ -3,6 +3,7 @@ import re
 import sys
 import types
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.persistence import callbacks, snapshot
 from clbench.persistence.strategy_state import SnapshotError, capture, type_in_words
+from clbench.results import provenance
+from clbench.results.records import Code
 from clbench.results.store import STATE
 from clbench.strategy.base import Strategy
 from clbench.testing.checks import check
@@ -324,6 +327,16 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(registry, tmp_path, 
     record, = run(registry, group, tmp_path, folder)
     assert record.status == "done"
     assert record.notes[-1].startswith(f"started over after an interruption: {reason}")
+
+
+def test_a_trial_starts_over_if_the_configuration_of_its_model_changed(registry, tmp_path, folder, monkeypatch):
+    group = planned(registry, "naive")
+    for digest in ("a", "b"):
+        code = {"configuration": Code(packages=["config.json"], hash=digest)}
+        monkeypatch.setattr(provenance, "code_of", lambda *_, code=code: code)
+        with pytest.raises(Killed) if digest == "a" else nullcontext():
+            record, = run(registry, group, tmp_path, folder, kill_after=3 if digest == "a" else None)
+    assert record.notes[-1] == "started over after an interruption: the configuration of the model changed (a, now b)"
 
 
 def test_the_code_is_what_was_imported_and_not_what_an_edit_made_of_it(tmp_path, folder):

@@ -9,7 +9,8 @@ import pytest
 
 from clbench.core.errors import DataError
 from clbench.models import hf_files
-from clbench.models.hf_files import base_folder, folder_of, weights_of
+from clbench.models.hf_candidates import base_folder
+from clbench.models.hf_files import folder_of, local_folder, weights_of
 
 pytestmark = pytest.mark.extra("text")
 WHOLE = ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors", "training.log"]
@@ -57,6 +58,13 @@ def names(folder: Path):
 def test_a_chat_template_in_its_own_file_is_downloaded(repository):
     repository(WHOLE)
     assert names(folder_of("a/b")) == sorted(set(WHOLE) - {"training.log"})
+
+
+def test_a_model_on_this_machine_is_found_without_a_download(repository):
+    repository(WHOLE)
+    assert local_folder("a/b") is None and not repository.asked
+    downloaded = folder_of("a/b")
+    assert local_folder("a/b") == downloaded and len(repository.asked) == 1
 
 
 def test_weights_that_the_cache_lacks_are_downloaded_from_the_cached_commit(repository):

@@ -2,9 +2,12 @@ import re
 import subprocess
 
 import pytest
+from helpers.records import make_record
 
+from clbench.core.registry import discover
+from clbench.experiment.trial import Resolved
 from clbench.results import provenance
-from clbench.results.provenance import git_commit, machine
+from clbench.results.provenance import code_of, describe_changes, git_commit, machine
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +67,26 @@ def test_preloaded_libraries_are_named(monkeypatch, value):
     machine.cache_clear()
     monkeypatch.setenv("LD_PRELOAD", value)
     assert machine() == f"{bare}, libtcmalloc.so.4, libiomp5.so preloaded"
+
+
+def test_an_edited_configuration_of_a_text_model_makes_results_stale(tmp_path):
+    config, pooling = tmp_path / "config.json", tmp_path / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    config.write_text("{}")
+    pooling.write_text("{}")
+    record, registry = make_record("naive"), discover()
+    trial = record.trial.model_copy(update={"model": Resolved(name=f"hf:{tmp_path}")})
+
+    def made_with(code):
+        return record.model_copy(update={"provenance": record.provenance.model_copy(update={"code": code})})
+
+    before = code_of(trial, registry)
+    assert describe_changes(made_with(before), code_of(trial, registry)) == []
+    pooling.write_text('{"pooling_mode_cls_token": true}')
+    after = code_of(trial, registry)
+    assert describe_changes(made_with(before), after) == [
+        "the model's configuration (config.json, 1_Pooling/config.json)"]
+    older = {part: code for part, code in before.items() if part != "configuration"}
+    assert describe_changes(made_with(older), after) == []
+    config.unlink()
+    assert "configuration" not in code_of(trial, registry)
