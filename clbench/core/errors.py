@@ -49,6 +49,10 @@ class StoreError(ClbenchError):
     """A run folder or a record that cannot be read or written."""
 
 
+class WriteError(StoreError):
+    """A file of a trial that cannot be written; the same trial may succeed later, as when a disk is full."""
+
+
 class StaleError(ClbenchError):
     """Results in a run folder that come from other code or data than the present ones."""
 

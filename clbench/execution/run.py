@@ -33,7 +33,7 @@ from clbench.results.store import Problem, Store, other_weights
 FORMATS = ("md", "html")  # of the reports that `write_report` writes
 EXECUTORS: dict[Executor, str] = {"local": "clbench.execution.workers.process",  # modules with a function `execute`
                                   "ray": "clbench.execution.workers.ray_cluster"}
-TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError")  # resuming from the checkpoint may succeed
+TRANSIENT_FAILURES = ("WorkerDied", "OutOfMemoryError", "WriteError")  # resuming from the checkpoint may succeed
 
 
 @dataclass

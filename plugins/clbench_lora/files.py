@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
-from clbench.core.errors import StoreError
+from clbench.core.errors import StoreError, WriteError
 from clbench.core.files import write_atomically
 from clbench.models.hf_files import ADAPTER, ADAPTER_INFO, ADAPTER_WEIGHTS
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, PeftConfig, fingerprint
@@ -41,7 +41,7 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
     """Write an adapter's files, replacing older ones.
 
     Raises:
-        StoreError: they cannot be written.
+        WriteError: they cannot be written.
     """
     try:
         names = adapter.info.names
@@ -56,7 +56,7 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         # Last, so that an adapter that has this file is complete.
         write_atomically(folder / INFO, adapter.info.model_dump_json(indent=1) + "\n")
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write adapter {folder}: {error}; free some space or choose another folder") from error
+        raise WriteError(f"cannot write adapter {folder}: {error}; free some space or choose another folder") from error
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -116,14 +116,14 @@ def write_base(path: Path, base: Mapping[str, Tensor], names: Mapping[str, str] 
         names: the names in the file by those in clbench, if they differ.
 
     Raises:
-        StoreError: it cannot be written.
+        WriteError: it cannot be written.
     """
     digest = fingerprint(base)
     try:
         metadata = {"sha256": digest} | ({"names": json.dumps(dict(names))} if names else {})
         save_tensors(path, {(names or {}).get(name, name): tensor for name, tensor in base.items()}, metadata)
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another folder") from error
+        raise WriteError(f"cannot write {path}: {error}; free some space or choose another folder") from error
     return digest
 
 

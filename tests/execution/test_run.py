@@ -153,7 +153,8 @@ def test_a_record_that_another_process_wrote_meanwhile_is_relabeled_as_it_stands
 
 
 @pytest.mark.parametrize(("failure", "kept"), [(None, False), ("ValueError", False), ("WorkerDied", True),
-                                               ("OutOfMemoryError", True)])
+                                               ("OutOfMemoryError", True), ("WriteError", True),
+                                               ("StoreError", False)])
 def test_a_trial_that_the_next_run_may_finish_keeps_its_checkpoint(registry, spec, tmp_path, failure, kept):
     ready = run.prepare(spec, registry, tmp_path)
     record = record_of(ready.planned[0]) if failure is None else record_of(

@@ -8,7 +8,7 @@ from clbench_lora import adapters
 from clbench_lora.adapters import find, layer_summaries
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.evaluate import add, evaluate_tasks
-from clbench_lora.files import read_adapter
+from clbench_lora.files import read_adapter, write_adapter, write_base
 from clbench_lora.peft_format import fingerprint
 from clbench_lora.reload import load
 from helpers.adapters import keep, plain
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import clbench
 from clbench import cli
 from clbench.core import seeds
-from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.errors import DataError, SpecError, StoreError, WriteError
 from clbench.core.files import hash_file
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved, Weights
@@ -234,6 +234,15 @@ def test_an_export_is_the_adapter_its_base_and_a_card(tmp_path):
     again = read_adapter(tmp_path / "mixed")
     assert (again.config, again.info) == (mixture.config, mixture.info)
     assert again.info.mixture == {0: 0.5, 1: 0.5}
+
+
+def test_an_adapter_or_a_base_that_cannot_be_written_can_be_written_later(tmp_path):
+    _, source = keep(tmp_path)
+    (tmp_path / "file").touch()  # in the place of a folder
+    with pytest.raises(WriteError, match=r"cannot write adapter .*free some space"):
+        write_adapter(tmp_path / "file" / "task0", source.adapter(0))
+    with pytest.raises(WriteError, match=r"cannot write .*free some space"):
+        write_base(tmp_path / "file" / "base", source.base())
 
 
 def test_another_base_is_an_error_and_another_head_is_not(tmp_path):
