@@ -152,19 +152,21 @@ def _lacks_weights(folder: Path, patterns: Sequence[str]) -> bool:
         not (folder / part).is_file() for part in parts if any(fnmatch(part, pattern) for pattern in patterns))
 
 
-def published_as(weights: str) -> str:
+def published_as(weights: str) -> tuple[str, str | None]:
     """Return the repository or folder of a Hugging Face model, given its weights file; empty for any other file.
+
+    The second value is the commit of a repository, and None for a folder.
 
     Args:
         weights: path of the file.
     """
     path = Path(weights)
     if path.name != WEIGHTS or not (path.parent / "config.json").is_file():
-        return ""
+        return "", None
     repositories = [part for part in path.parts if part.startswith(CACHED)]  # in the hub's cache
     if repositories:
-        return repositories[-1].removeprefix(CACHED).replace("--", "/")
-    return str(path.parent.resolve())
+        return repositories[-1].removeprefix(CACHED).replace("--", "/"), path.parent.name
+    return str(path.parent.resolve()), None
 
 
 def weights_of(model: str) -> Path:

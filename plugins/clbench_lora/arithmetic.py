@@ -103,7 +103,7 @@ def combined(adapters: Mapping[int, Adapter], weights: Sequence[float]) -> Adapt
     config = configure(ranks, {layer: float(rank) for layer, rank in ranks.items()}, bias=first.config.lora_bias)
     config = config.model_copy(update={"exclude_modules": first.config.exclude_modules})
     if not first.has_head:
-        config = of_language_model(config, first.config.base_model_name_or_path)
+        config = of_language_model(config, first.config.base_model_name_or_path, first.config.revision)
     return Adapter(config, tensors, info)
 
 

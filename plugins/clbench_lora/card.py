@@ -27,7 +27,9 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
              "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
              "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}
     base = adapter.config.base_model_name_or_path
-    load = (f"Load `{base}` by `transformers.AutoModelForCausalLM.from_pretrained`, then" if base else
+    revision = adapter.config.revision
+    commit = f" with `revision=\"{revision}\"`" if revision else ""
+    load = (f"Load `{base}` by `transformers.AutoModelForCausalLM.from_pretrained`{commit}, then" if base else
             "`base.safetensors` next to this file has the weights that the adapter was trained on; load them into the "
             "model first, then")
     return "\n".join([

@@ -34,10 +34,13 @@ class ExportedAdapters(Strategy):
     base_hash = ""  # fingerprint of a published W; empty until it is computed
 
     @property
-    def base_name(self) -> str:
-        """Return the folder or repository of a language model that has W; empty if W is not published."""
+    def published_base(self) -> tuple[str, str | None]:
+        """Return the folder or repository of a language model that has W, and its commit (`published_as`).
+
+        The name is empty if W is not published.
+        """
         if not self.stream_info.predicts_tokens or self.options.base != "pretrained":
-            return ""
+            return "", None
         return published_as(self.model.weights_file)
 
     def write_task(self, folder: Path, task: Task, position: int, head: TaskHead | None) -> None:
@@ -50,7 +53,7 @@ class ExportedAdapters(Strategy):
             head: the task's head; None for a language model.
         """
         base = folder / BASE
-        if self.base_name:
+        if self.published_base[0]:
             self.base_hash = self.base_hash or fingerprint(base_tensors(self.model, self.adapted))
         elif task.index == 0:
             tensors = base_tensors(self.model, self.adapted)
@@ -76,7 +79,7 @@ class ExportedAdapters(Strategy):
                            origin=origin, names=self.published_names(modules), class_names=task.class_names)
         prototype = self._buffers.get(f"prototype_{task.index}")
         adapter = adapter_of(self.adapted, position, head, self.stream_info.classes, self.options, info, prototype,
-                             self.base_name)
+                             *self.published_base)
         names, targets = ({self.model.published_name(name) for name in group}
                           for group in (dict(self.model.named_modules()), adapter.layers))
         exclude = {"exclude_modules": ambiguous_modules(sorted(names), targets)}

@@ -49,8 +49,8 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         if adapter.prototype is not None:
             save_tensors(folder / PROTOTYPE, {"prototype": adapter.prototype})
         config = renamed_config(adapter.config, names)
-        # Older releases of PEFT do not know these keys.
-        absent = {key for key in ("lora_bias", "exclude_modules") if not getattr(config, key)}
+        # Older releases of PEFT do not know the first two keys.
+        absent = {key for key in ("lora_bias", "exclude_modules", "revision") if not getattr(config, key)}
         values = config.model_dump(exclude=absent)
         write_atomically(folder / CONFIG, json.dumps(values, indent=1) + "\n")
         # Last, so that an adapter that has this file is complete.

@@ -62,6 +62,7 @@ class PeftConfig(BaseModel):
     peft_type: Literal["LORA"] = "LORA"
     task_type: Literal["CAUSAL_LM"] | None = None
     base_model_name_or_path: str | None = None
+    revision: str | None = None  # the commit of the base, if it is a repository
     inference_mode: bool = True
     r: int
     lora_alpha: float
@@ -156,15 +157,19 @@ def ambiguous_modules(names: Iterable[str], targets: Collection[str]) -> list[st
     return [name for name in names if name not in targets and any(name.endswith(f".{t}") for t in targets)] or None
 
 
-def of_language_model(config: PeftConfig, base: str | None) -> PeftConfig:
-    """Return a configuration for a language model, which keeps its own head; `base` is its folder or repository."""
+def of_language_model(config: PeftConfig, base: str | None, commit: str | None) -> PeftConfig:
+    """Return a configuration for a language model, which keeps its own head.
+
+    `base` is its folder or repository, and `commit` that of a repository.
+    """
     return config.model_copy(update={"task_type": "CAUSAL_LM", "modules_to_save": None,
-                                     "base_model_name_or_path": base or None})
+                                     "base_model_name_or_path": base or None, "revision": commit})
 
 
 @torch.no_grad()
 def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead | None, outputs: int,
-               options: AdapterOptions, info: AdapterInfo, prototype: Tensor | None = None, base: str = "") -> Adapter:
+               options: AdapterOptions, info: AdapterInfo, prototype: Tensor | None = None, base: str = "",
+               commit: str | None = None) -> Adapter:
     """Return one adapter of a strategy's layers in PEFT's form.
 
     A pissa adapter is a difference from its start, h = Wx + s (BA - B0 A0) x. It becomes an exactly equal ordinary
@@ -181,6 +186,7 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead | 
         info: facts to store with the adapter.
         prototype: class means [K, D] to store with the adapter.
         base: the folder or repository of W, if it is published.
+        commit: the commit of that repository.
     """
     tensors, ranks, alphas = {}, {}, {}
     rslora = options.scaling == "rslora"
@@ -191,7 +197,7 @@ def adapter_of(layers: Mapping[str, LoRALayer], position: int, head: TaskHead | 
         alphas[name] = float(f"{members[0].scaling * (math.sqrt(rank) if rslora else rank):.12g}")
     config = configure(ranks, alphas, rslora=rslora, dora=options.dora, bias=options.bias, dropout=options.dropout)
     if head is None:
-        config = of_language_model(config, base)
+        config = of_language_model(config, base, commit)
     else:
         weight = torch.zeros(outputs, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
         bias = torch.full_like(weight[:, 0], -math.inf)

@@ -7,7 +7,10 @@ import warnings
 
 import pytest
 import torch
-from clbench_lora import adapters, reload
+from clbench_lora import adapters, exported, reload
+from clbench_lora.arithmetic import combined
+from clbench_lora.card import card
+from clbench_lora.files import read_adapter
 from helpers.language_models import CITIES, load, make_model, quiet, save, write_lines
 from helpers.language_runs import LanguageRuns, as_transformers, learn, logits
 from safetensors.torch import load_file
@@ -129,11 +132,23 @@ def test_files_have_the_base_s_name_and_no_head(runs, finished):
         assert sorted(p.name for p in folder.iterdir()) == ["task0", "task1", "task2"]
         config = json.loads((folder / "task1" / "adapter_config.json").read_text())
         assert config["task_type"] == "CAUSAL_LM" and config["modules_to_save"] is None
-        assert config["base_model_name_or_path"] == str(runs.model)
+        assert config["base_model_name_or_path"] == str(runs.model) and "revision" not in config
         assert config["target_modules"] == [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qv"]
         names = set(load_file(folder / "task1" / "adapter_model.safetensors"))
         assert names == {f"base_model.model.{layer}.lora_{part}.weight" for layer in config["target_modules"]
                          for part in "AB"}
+
+
+def test_an_adapter_names_the_commit_of_its_base_if_that_is_a_repository(runs, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(exported, "published_as", lambda file: ("me/mine", "c0ffee"))
+    source = adapters_of(finished, "lora")
+    strategy, _ = runs.learned("lora", tasks=1)
+    strategy.export(tmp_path, runs.replica("lora").task(0))
+    config = json.loads((tmp_path / "task0" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("me/mine", "c0ffee")
+    adapter = read_adapter(tmp_path / "task0")
+    assert combined({0: adapter}, [1.0]).config.revision == "c0ffee"
+    assert '`transformers.AutoModelForCausalLM.from_pretrained` with `revision="c0ffee"`' in card(source, adapter)
 
 
 def test_the_audit_takes_exported_adapters(runs, finished, tmp_path, call):
@@ -254,8 +269,8 @@ def test_where_weights_are_published(tmp_path):
     snapshot = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "abc"
     for folder in (tmp_path / "mine", snapshot):
         folder.mkdir(parents=True)
-        assert published_as(str(folder / "model.safetensors")) == ""
+        assert published_as(str(folder / "model.safetensors")) == ("", None)
         (folder / "config.json").write_text("{}")
-    assert published_as(str(tmp_path / "mine" / "model.safetensors")) == str(tmp_path / "mine")
-    assert published_as(str(tmp_path / "mine" / "other.safetensors")) == published_as("") == ""
-    assert published_as(str(snapshot / "model.safetensors")) == "HuggingFaceTB/SmolLM2-135M"
+    assert published_as(str(tmp_path / "mine" / "model.safetensors")) == (str(tmp_path / "mine"), None)
+    assert published_as(str(tmp_path / "mine" / "other.safetensors")) == published_as("") == ("", None)
+    assert published_as(str(snapshot / "model.safetensors")) == ("HuggingFaceTB/SmolLM2-135M", "abc")
