@@ -16,6 +16,8 @@ from clbench.core.errors import ClbenchError, FewClassesError, SpecError, StoreE
 from clbench.core.objective import RMSE
 from clbench.core.registry import Registry, discover
 from clbench.core.scenario import scenario_rules
+from clbench.data.photo_samples import PhotoSamples
+from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask, stored_inputs
 from clbench.execution.loading import find_record, learned_stream
 from clbench.execution.trial_record import failure_of, record_of
@@ -201,16 +203,22 @@ def join_streams(outline: StreamOutline, earlier: Stream | None, more: Stream, t
     """
     refuse_samples(outline, more, trial.benchmark)
     outputs = outputs_of(outline, more, trial, classes)
-    device, learned = more.tests.y.device, len(outline.classes)
+    device, learned = more.tasks[0].test.y.device, len(outline.classes)
     tasks = list(make_noise_stream(outline).to(device).tasks)
     if earlier is not None:
-        tasks = [replace(noise, test=task.test, class_names=task.class_names)
+        tasks = [replace(noise, test=_in_memory(task.test), class_names=task.class_names)
                  for noise, task in zip(tasks, earlier.tasks, strict=True)]
     table = torch.tensor(outputs, device=device)
     for task in more.tasks:
-        train, test = (part.relabeled(table[part.y], part.tasks + learned) for part in (task.train, task.test))
+        train, test = (part.relabeled(table[part.y], part.tasks + learned)
+                       for part in (task.train, _in_memory(task.test)))
         tasks.append(StreamTask(tuple(outputs[output] for output in task.classes), train, test, task.class_names))
     return replace(more, tasks=tuple(tasks), classes=max(outline.outputs, max(outputs) + 1), prepare=outline.prepare)
+
+
+def _in_memory(tests: Samples) -> Samples:
+    """Return test samples whose photos are decoded, because photos of several benchmarks are joined only in memory."""
+    return tests.take(torch.arange(len(tests))) if isinstance(tests, PhotoSamples) else tests
 
 
 CONVERSIONS = {"uint8": 'x = (255 * x).round().clip(0, 255).astype("uint8"), if they are from 0 to 1',

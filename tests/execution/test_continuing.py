@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.named_trees import write
 from PIL import Image
 
 import clbench
@@ -188,6 +189,23 @@ def test_two_new_classes_are_one_task_and_photos_of_another_size_are_resized_by_
     assert cli.call([*call, f"{new}:size=8"]) == 0
     (made,) = [r for r in Store(tmp_path / "run").read()[0] if r.trial.continues]
     assert made.stream.classes == [[4, 5]] and made.trial.benchmark.options["tasks"] == 1
+
+
+@pytest.mark.parametrize("keeps_old", [True, False])
+def test_photos_that_stay_in_their_files_can_be_the_old_and_the_new_tasks(tmp_path, keeps_old):
+    def photos(name, classes):
+        for number, label in enumerate(classes):
+            write(tmp_path / name / label, [f"{i}.png" for i in range(5)], number)
+        return f"images:{tmp_path / name}:read=files"
+
+    old, new = photos("old", "abcd"), f"images:{tmp_path / 'new'}"
+    photos("new", "efgh")
+    (record,) = train(tmp_path / "run", old, "class", "naive", data=tmp_path).values()
+    if not keeps_old:
+        (tmp_path / "old").rename(tmp_path / "elsewhere")
+    made = continue_trial(tmp_path / "run", record.key, Resolved(name=new, options=record.trial.benchmark.options),
+                          ExecutionSettings(data=tmp_path), "cpu")
+    assert made.stream.classes == [[4, 5], [6, 7]] and (made.earlier is not None) is keeps_old
 
 
 def test_classes_with_the_names_of_old_ones_have_to_be_told_apart(pictures, tmp_path):
