@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, SpecError, StoreError, message_of, typed_message
 from clbench.models.hf_candidates import Candidate
 from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, TOKENIZERS, fingerprint, read_config
@@ -295,7 +296,7 @@ def export_scaled(candidate: Candidate, scale: float, target: Path) -> None:
                for name, tensor in load_file(source).items()}
     try:
         target.mkdir(parents=True, exist_ok=True)
-        save_file(weights, target / source.name, metadata={"format": "pt"})
+        save_tensors(target / source.name, weights, {"format": "pt"})
         shutil.copy(candidate.folder / "adapter_config.json", target)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error

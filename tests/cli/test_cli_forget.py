@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.language_models import codes, load, make_model, make_tokenizer, marked, quiet, save, train, write_lines
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from clbench import cli
@@ -392,6 +393,15 @@ def test_a_base_with_a_revision_takes_the_adapters_of_its_repository(folder, tmp
         Base(folder / "base", name, make_tokenizer(), torch.device("cpu")).check(candidate)
     with pytest.raises(DataError, match=r"was trained on me/Mine, and the base is me/other@main"):
         Base(folder / "base", "me/other@main", make_tokenizer(), torch.device("cpu")).check(candidate)
+
+
+def test_a_full_disk_is_an_error_of_one_line_when_a_scaled_adapter_is_written(capsys, folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", full)
+    code, _, err = call(capsys, folder, "base", "adapter", "--export-scale", "0.5", "--to", tmp_path / "half")
+    assert code == 2 and err.splitlines()[-1].endswith(f"cannot write {tmp_path / 'half'}: No space left on device")
 
 
 def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
