@@ -24,6 +24,7 @@ CACHED = "models--"  # prefix of the folders of repositories in the hub's cache
 LONGEST = 8.0  # seconds after which Hugging Face's hub counts as unreachable
 PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", WEIGHTS)  # files to download: configuration, tokenizer, weights
 LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors")  # also weights in several files
+_without_tokenizer: set[Path] = set()  # folders of the hub's cache for which this process asked the hub for a tokenizer
 Kind = Literal["adapter", "model"]
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 CONFIGURATION = (MODEL, "1_Pooling/config.json")  # of a network; the second one is of sentence-transformers
@@ -125,7 +126,7 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
     except ModuleNotFoundError:
         raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and huggingface_hub, "
                         "which could download it, is not installed: pip install 'clbench[text]'") from None
-    reason, missing = "", "it"
+    reason, missing, without_tokenizer = "", "it", None
     for offline in (True, False):
         if not offline and (problem := hub_problem(hub)):
             reason = problem
@@ -133,15 +134,28 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
         try:
             folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns),
                                                 local_files_only=offline))
-            if (folder / "config.json").is_file():
-                if not (offline and weights and _lacks_weights(folder, patterns)):
+            if (folder / MODEL).is_file():
+                if offline and weights and _lacks_weights(folder, patterns):
+                    missing = "its weights"
+                elif offline and folder not in _without_tokenizer and not any(map(is_tokenizer_file, folder.iterdir())):
+                    _without_tokenizer.add(folder)
+                    without_tokenizer = folder
+                else:
                     return folder
-                revision, missing = folder.name, "its weights"  # the weights of the cached commit
+                revision = folder.name  # the missing files of the cached commit
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
             reason = message_of(error, 200)
+    if without_tokenizer is not None:
+        return without_tokenizer
     raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and {missing} could not be "
                     f"downloaded from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
                     f"{repository}` and copy its folder")
+
+
+def is_tokenizer_file(path: Path) -> bool:
+    """Return whether a file defines a tokenizer, by its name."""
+    return (path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens"))
+            or path.suffix in (".model", ".spm"))  # of SentencePiece
 
 
 def _lacks_weights(folder: Path, patterns: Sequence[str]) -> bool:

@@ -82,6 +82,17 @@ def test_all_files_of_divided_weights_are_downloaded(repository, cached):
     assert len(repository.asked) == 1
 
 
+def test_a_tokenizer_that_the_cache_lacks_is_downloaded_if_the_hub_has_one(repository, monkeypatch):
+    repository(WHOLE, cached=[WHOLE[0], WHOLE[3]])
+    monkeypatch.setattr(hf_files, "hub_problem", lambda library: "no route to host")
+    assert names(weights_of("hf:a/b").parent) == ["config.json", "model.safetensors"] and not repository.asked
+    monkeypatch.setattr(hf_files, "hub_problem", lambda library: "")
+    folder_of("a/b")
+    assert not repository.asked  # a process asks once
+    hf_files._without_tokenizer.clear()
+    assert "tokenizer.json" in names(folder_of("a/b")) and repository.asked == ["c0ffee"]
+
+
 def test_missing_weights_are_an_error_without_a_connection(repository, monkeypatch):
     repository(WHOLE, cached=WHOLE[:2])
     monkeypatch.setattr(hf_files, "hub_problem", lambda library: "no route to host")

@@ -26,7 +26,7 @@ from clbench.data.own.paths import data_files, files_by_stem
 from clbench.data.own.samples import Labeled, locate, read_table, some, sort_names
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.data.raw import RawStream
-from clbench.models.hf_files import folder_of
+from clbench.models.hf_files import folder_of, is_tokenizer_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -97,10 +97,7 @@ def newsgroups_files(_name: str, options: Mapping[str, Any], data_dir: Path) -> 
 
 def tokenizer_files(options: Mapping[str, Any]) -> list[Path]:
     """Return the files that define the tokenizer of a benchmark's options."""
-    folder = folder_of(options["tokenizer"])
-    return sorted(p for p in folder.iterdir()
-                  if p.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens"))
-                  or p.suffix in (".model", ".spm"))  # of SentencePiece
+    return sorted(filter(is_tokenizer_file, folder_of(options["tokenizer"]).iterdir()))
 
 
 def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts | None]:
