@@ -126,17 +126,22 @@ def _call_seeded(function: Callable[[], Any]) -> Any:
 
 def _register_by_content(benchmark: Any, registry: Registry) -> str:
     """Add a benchmark to the registry under a name derived from its content, and return the name."""
-    from clbench.data.avalanche.benchmarks import attach_size
     from clbench.data.avalanche.build import as_raw
+    from clbench.data.avalanche.tensors import SeveralShapes
 
-    raw = as_raw(benchmark, "the benchmark")
+    try:
+        raw = as_raw(benchmark, "the benchmark")
+    except SeveralShapes as error:
+        raise SpecError("benchmark: its samples have several types or shapes, so they need a size, which their content "
+                        "does not have: pass a function of a module or file that returns it, whose photos clbench "
+                        "resizes") from error
     if raw.is_stochastic:
         raise SpecError("benchmark: its samples differ at each reading (random transforms), so their content does not "
                         "identify it: pass a function of a module or file that returns it")
     name = f"{OBJECT}{raw.digest[:16]}"
 
     def build(options: CustomOptions, data_dir: object, seed: int) -> Any:
-        return attach_size(benchmark, options)
+        return benchmark
 
     registry.benchmarks[name] = BenchmarkInfo(name, build, "an object of this process", CustomOptions)
     registry.origins["benchmark", name] = Origin("(this session)", "(this session)", "")

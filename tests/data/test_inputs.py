@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from helpers import tiny_benchmarks
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from clbench.core.errors import DataError, SpecError
 from clbench.core.pretrained import Preprocessing
 from clbench.core.registry import discover
+from clbench.data.avalanche.benchmarks import LAYOUT, Layout
+from clbench.data.avalanche.build import import_avalanche
 from clbench.data.builtin import CIFAROptions
 from clbench.data.prepare import AUGMENTATIONS, resize
 from clbench.data.samples import Samples
@@ -132,6 +135,17 @@ def test_photos_of_several_sizes_are_brought_to_one(tmp_path):
     assert (made.tasks[0].train.x[0].int() - TF.pil_to_tensor(scaled).int()).abs().max() <= 2
     with pytest.raises(DataError, match=r"photos are brought to the size that the model, or the benchmark, is given"):
         loaded({})
+
+
+def test_the_size_of_photos_is_the_given_one_if_a_function_returns_the_same_benchmark_again(tmp_path, monkeypatch):
+    import_avalanche()
+    once = tiny_benchmarks.photos()
+    setattr(once, LAYOUT, Layout(class_names=tuple("abcd")))
+    monkeypatch.setattr(tiny_benchmarks, "photos", lambda: once)
+    for size in (16, 12):
+        read = load_stream(Resolved(name="helpers.tiny_benchmarks:photos", options={"size": size}), "task", 0,
+                           tmp_path, discover())
+        assert read.input_shape == (3, size, size) and read.tasks[0].class_names == ("a", "b")
 
 
 def test_what_images_were_made_of_is_told_where_their_size_changed():

@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 from clbench_er.strategy import ER
-from helpers.tiny_benchmarks import flat, flipping, shifting
+from helpers.tiny_benchmarks import flat, flipping, photos, shifting
 
 import clbench
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
+from clbench.data.avalanche.build import import_avalanche
 from clbench.execution.api import name_objects
 
 SMALL = {"seeds": 1, "iterations": 2, "device": "cpu", "threads": 1}
@@ -94,6 +95,12 @@ def test_random_samples_and_other_things_are_refused():
         name(3)
     with pytest.raises(SpecError, match="the function failed: ZeroDivisionError"):
         name(lambda: 1 / 0)
+
+
+def test_an_object_with_photos_of_several_sizes_is_refused_and_a_function_is_the_way_out():
+    import_avalanche()
+    with pytest.raises(SpecError, match=r"pass a function of a module or file .* whose photos clbench resizes"):
+        name(photos())
 
 
 @pytest.mark.slow

@@ -38,13 +38,12 @@ LAYOUT = "clbench_layout"  # attribute of a benchmark
 
 @dataclass(frozen=True)
 class Layout:
-    """What a benchmark says about its inputs: normalization, each task's permutation, augmentation, size of photos."""
+    """What a benchmark says about its inputs: normalization, each task's permutation, augmentation and names."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     permutations: tuple[torch.Tensor, ...] = ()
     augment: str = ""
-    size: int | None = None  # pixels per side to which photos of several sizes are resized
     class_names: tuple[str, ...] = ()  # names of the labels 0, 1, ..., if they have names
     text: bool = False  # whether samples are tokens, which stay integers (`clbench.core.tokens`)
     # Rows of each task's test samples in the test part of the data set; one entry if all tasks share a test set. If
@@ -136,14 +135,7 @@ def custom(name: str, options: CustomOptions, data_dir: Path, seed: int) -> Any:
 
     The function can import modules from the current directory, or from the directory of its file.
     """
-    return attach_size(load_function(name, "benchmark")(), options)
-
-
-def attach_size(benchmark: Any, options: CustomOptions) -> Any:
-    """Attach a `Layout` with the size of photos to a benchmark if the options give a size, and return the benchmark."""
-    if options.size is not None and hasattr(benchmark, "train_stream") and not hasattr(benchmark, LAYOUT):
-        setattr(benchmark, LAYOUT, Layout(size=options.size))
-    return benchmark
+    return load_function(name, "benchmark")()
 
 
 def class_order(options: ClassOptions, seed: int, names: Sequence[str] = ()) -> list[int]:

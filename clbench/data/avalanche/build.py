@@ -43,7 +43,8 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
     build = builder(info, "benchmark")
     with extend_import_path(info.name), redirect_to_stderr(), seeds.scope(seed, "stream"):
         try:
-            return as_raw(build(checked_options, data_dir, seed), where, info.seeded)
+            size = getattr(checked_options, "size", None)
+            return as_raw(build(checked_options, data_dir, seed), where, info.seeded, size)
         except ClbenchError:
             raise
         except (Exception, SystemExit) as error:  # any error of the builder becomes one line
@@ -51,10 +52,17 @@ def build_raw(info: BenchmarkInfo, options: Mapping[str, Any], data_dir: Path, s
             raise DataError(f"{where} failed: {reason}") from error
 
 
-def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
+def as_raw(benchmark: Any, where: str, seeded: bool = False, size: int | None = None) -> RawStream:
     """Return an Avalanche benchmark as tensors; a `RawStream` is returned unchanged.
 
-    `where` is its name in errors, and `seeded` says whether it depends on the seed.
+    Args:
+        benchmark: the benchmark.
+        where: its name in errors.
+        seeded: whether it depends on the seed.
+        size: pixels per side to which photos of several sizes are resized.
+
+    Raises:
+        SeveralShapes: samples differ in type or shape, and no size is given.
     """
     if isinstance(benchmark, RawStream):
         return benchmark
@@ -66,9 +74,9 @@ def as_raw(benchmark: Any, where: str, seeded: bool = False) -> RawStream:
     try:
         return _as_raw(benchmark, layout, where, comparable)
     except SeveralShapes:
-        if layout.size is None:
+        if size is None:
             raise
-    return _as_raw(benchmark, layout, where, comparable, layout.size)
+    return _as_raw(benchmark, layout, where, comparable, size)
 
 
 def test_rows(experiences: Sequence[Any]) -> tuple[torch.Tensor, ...]:
