@@ -37,6 +37,10 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> RawStream:
     where = f"benchmark {name!r}"
     train, test, notes = _parts(load(name, options, data_dir), options, where)
     label, label_notes = _label(train, options, where)
+    needed = [column for column in (label, options.task_column, options.group, options.text_column) if column]
+    if test is not None and (missing := [column for column in needed if column not in test.features]):
+        raise DataError(f"{where}: its test part has no column {some(missing)}, only {some(test.features)}; take one "
+                        "part, as in split=train")
     if test is not None and _kind(test.features[label]) == "ClassLabel" and UNLABELED in test[label]:
         raise DataError(f"{where}: its test part is not labeled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
@@ -76,11 +80,15 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
     try:
         if local_path is not None and any((local_path / file).exists() for file in SAVED):
             loaded = datasets.load_from_disk(str(local_path))
-            if options.split is not None and isinstance(loaded, Mapping):
-                if options.split not in loaded:
-                    raise DataError(f"{where} has no split {options.split!r}, only {some(loaded)}")
-                return loaded[options.split]
-            return loaded
+            if options.config is not None:
+                raise DataError(f"{where} was saved by save_to_disk, so it has no config; leave config out")
+            if options.split is None:
+                return loaded
+            if not isinstance(loaded, Mapping):
+                raise DataError(f"{where} was saved as a single part, so it has no splits; leave split out")
+            if options.split not in loaded:
+                raise DataError(f"{where} has no split {options.split!r}, only {some(loaded)}")
+            return loaded[options.split]
         return datasets.load_dataset(str(local_path) if local_path is not None else name.partition(":")[2],
                                      options.config, split=options.split)
     except ClbenchError:
