@@ -465,6 +465,22 @@ def test_the_named_column_of_labels_is_used_if_a_data_set_has_an_index_of_pandas
 
 
 @pytest.mark.extra("hf")
+def test_options_that_a_saved_data_set_does_not_have_are_refused(tmp_path):
+    import datasets
+
+    part = datasets.Dataset.from_dict({"v": [float(i) for i in range(40)], "label": [i % 4 for i in range(40)]})
+    part.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": part, "test": part.remove_columns("label")}).save_to_disk(tmp_path / "two")
+    with pytest.raises(DataError, match="was saved as a single part, so it has no splits; leave split out"):
+        stream("hf", "one", tmp_path, split="train")
+    with pytest.raises(DataError, match="was saved by save_to_disk, so it has no config; leave config out"):
+        stream("hf", "one", tmp_path, config="en")
+    with pytest.raises(DataError, match="its test part has no column label, only v; take one part, as in split=train"):
+        stream("hf", "two", tmp_path)
+    assert len(stream("hf", "two", tmp_path, split="train").tasks) == 2
+
+
+@pytest.mark.extra("hf")
 def test_a_folder_that_the_datasets_library_reads(tmp_path, monkeypatch):
     import datasets
 
@@ -544,6 +560,22 @@ def test_texts_that_are_not_utf8_can_be_stored_in_the_facts_of_a_stream(tmp_path
     facts = describe(read)
     assert facts.model_dump_json() and facts.class_names == [["a\\udce8", "b"]]
     assert facts.task_names == facts.notes == ["\\udce8"]
+
+
+def test_a_file_next_to_a_folder_of_the_same_part_is_noted(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / f"{part}.csv").touch()
+    (tmp_path / "test").rmdir()
+    assert texts._unused_files(tmp_path) == ["train.csv"]
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_an_error_that_names_it(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=f"{tmp_path}: its tokenizer cannot be loaded"):
+        texts.tokenized(["a"], TextOptions(tokenizer=str(tmp_path), length=4), "here")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")

@@ -52,6 +52,16 @@ def folder(root, classes=("ant", "bee", "cat", "dog"), count=5):
     return root
 
 
+def test_a_lack_of_memory_is_no_fault_of_a_photo(tmp_path, monkeypatch):
+    def hungry(*_):
+        raise MemoryError
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr("clbench.data.own.photos.turn_upright", hungry)
+    with pytest.raises(MemoryError):
+        read_photos([[tmp_path / "a.png"]], PhotoOptions(), "here")
+
+
 def test_a_folder_of_classes_becomes_tasks_with_a_share_held_out(tmp_path):
     read = stream(folder(tmp_path / "photos"), tmp_path, tasks=2)
     assert [len(task.train) for task in read.tasks] == [8, 8]

@@ -74,6 +74,14 @@ def test_leading_folders_of_paths_are_left_out_and_labels_stay_if_folders_do_not
     assert train.files[1] == root / "cat" / "a.png"
 
 
+def test_a_note_says_that_numbers_are_the_names_of_classes_if_folders_do_not_match_them(root):
+    (root / "train.txt").write_text("owl/a.png 0\ncat/a.png 1\ndog/a.png 1\n")
+    train, _, notes = find(root, train_list="train.txt")
+    assert list(train.labeled.labels) == ["0", "1", "1"]
+    assert notes == ["the numbers of the lists are the names of the classes, because numbers and folders do not match "
+                     "one to one"]
+
+
 def test_several_lists_are_joined_and_outer_folders_may_be_tasks(tmp_path):
     for site in ("north", "south"):
         for number, name in enumerate(("ill", "well")):

@@ -15,7 +15,7 @@ from typing import Any
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.files import expand_home, readable_name
 from clbench.data.own.paths import files_below
-from clbench.data.own.samples import Labeled, PhotoFiles, locate, some, sort_names
+from clbench.data.own.samples import Labeled, PhotoFiles, as_number, locate, some, sort_names
 from clbench.data.own_options import ImagesOptions
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -36,11 +36,15 @@ def find_photos(name: str, options: ImagesOptions, data_dir: Path) -> tuple[Phot
     where = f"benchmark {name!r}"
     if not root.is_dir():
         raise DataError(f"{where}: {root} is a file; images:DIR wants a folder with a folder of photos for each class")
+    notes = list[str]()
     if options.train_list:
         lists = [find_lists(names, root, data_dir, where) for names in (options.train_list, options.test_list)]
         train, test = listed_photos(root, lists[0], lists[1], where, options.tasks_are_named)
-        return train, test if lists[1] else None, []
-    notes, tasks, groups = list[str](), options.tasks_are_named, options.groups_from == "folders"
+        if not train.labeled.classes and all(as_number(label) is not None for label in train.labeled.labels):
+            notes.append("the numbers of the lists are the names of the classes, because numbers and folders do not "
+                         "match one to one")
+        return train, test if lists[1] else None, notes
+    tasks, groups = options.tasks_are_named, options.groups_from == "folders"
     if not any(_folders(root / TRAIN)):
         if parts := [n for n in TESTS if any(_folders(root / n))]:
             notes.append(f"folder {parts[0]!r} was read as a class, because there is no folder 'train' next to it")

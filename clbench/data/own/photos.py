@@ -204,6 +204,8 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[tuple[int, Any]], Out], items
     def attempt(item: tuple[int, Any]) -> tuple[Out | None, str]:
         try:
             return work(item), ""
+        except MemoryError:  # says nothing about the photo
+            raise
         except Exception as error:  # Pillow's readers raise many kinds, all reported below
             return None, reason(error)
 

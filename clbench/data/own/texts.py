@@ -121,10 +121,10 @@ def parts(name: str, options: TextOptions, data_dir: Path) -> tuple[Texts, Texts
 
 
 def _unused_files(folder: Path) -> list[str]:
-    """Return the names of the files and folders of texts next to `train` and `test`."""
+    """Return the names of the files and folders of texts next to `train` and `test`; a folder goes before a file."""
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and data_files(path, SUFFIXES, deep=False)]
     return [readable_name(path.name) for path in [*data_files(folder, SUFFIXES, deep=False), *folders]
-            if (path.name if path.is_dir() else path.stem) not in ("train", "test")]
+            if (path.name if path.is_dir() or (folder / path.stem).is_dir() else path.stem) not in ("train", "test")]
 
 
 def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
@@ -184,14 +184,14 @@ def tokenized(texts: Sequence[str], options: TokenOptions, where: str) -> Tensor
 
     Raises:
         SpecError: transformers is not installed.
-        DataError: a text has no tokens.
+        DataError: the tokenizer cannot be loaded, or a text has no tokens.
     """
-    from clbench.models.hf_parts import home
+    from clbench.models.causal_lm import load_tokenizer
 
     if not options.tokenizer:
         raise DataError(f"{where} has texts, and no tokenizer is chosen; a model hf:NAME brings its own, else give "
                         "tokenizer=NAME")
-    tokenizer: Any = home().AutoTokenizer.from_pretrained(str(folder_of(options.tokenizer)), trust_remote_code=False)
+    tokenizer = load_tokenizer(folder_of(options.tokenizer))
     out = torch.full((len(texts), options.length), tokens.NO_TOKEN, dtype=tokens.DTYPE)
     for begin in range(0, len(texts), AT_ONCE):
         ids = tokenizer(list(texts[begin:begin + AT_ONCE]), truncation=True, max_length=options.length)["input_ids"]
