@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # torch is imported only to read or write a stream, not to lo
     from clbench.data.raw import RawStream
 
 FORMAT = 4
+OWN_CODE = ("clbench.data", "clbench.core.seeds", "clbench.core.tokens", "clbench.models.causal_lm",
+            "clbench.models.scoring")  # random draws, and how tokens and labels are made, are defined outside of data
 
 
 class Unusable(Exception):
@@ -125,7 +127,7 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
     if not info.cached:
         return None
     origin = registry.origin("benchmark", benchmark.name)
-    code = identity.hash_running(_package(info.build))
+    code = identity.hash_running(*_packages(info.build))
     if not (origin.version and code):
         return None
     # The version of a plugin file is the hash of its bytes, which a comment changes; its code is hashed above.
@@ -136,10 +138,10 @@ def key_of(benchmark: Resolved, seed: int, registry: Registry, place: str = "") 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _package(build: str | Callable[..., Any]) -> str:
-    """Return the top-level package whose code builds a stream, or `clbench.data` for clbench's own benchmarks."""
+def _packages(build: str | Callable[..., Any]) -> tuple[str, ...]:
+    """Return the top-level package whose code builds a stream, or the modules that build clbench's own benchmarks."""
     package = package_of(build)
-    return "clbench.data" if package == "clbench" else package
+    return OWN_CODE if package == "clbench" else (package,)
 
 
 def known_digest(benchmark: Resolved, seed: int, data_dir: Path, registry: Registry, verify: bool = False) -> str:

@@ -135,8 +135,8 @@ class Stream(HasObjective):
         """Return the stream with all its tensors on a device; tensors that tasks share stay shared.
 
         If all samples together take more than `room` bytes (None: no limit), training inputs stay on the host and are
-        copied batch by batch. Inputs that permuted tasks share always move to the device. Photos that stay in their
-        files never do.
+        copied batch by batch. Inputs that permuted tasks share, and the one draw that is stored of samples with random
+        transforms, always move to the device. Photos that stay in their files never do.
         """
         moved: dict[int, Tensor] = {}
         cache = PermutedInputCache()
@@ -148,7 +148,8 @@ class Stream(HasObjective):
 
         inputs = chain.from_iterable((stored_inputs(task.train), stored_inputs(task.test)) for task in self.tasks)
         size = sum({id(x): x.nbytes for x in inputs if isinstance(x, Tensor)}.values())
-        streamed = room is not None and size > room
+        streamed = room is not None and size > room and not all(
+            isinstance(task.train, PermutedSamples | PhotoSamples | StochasticSamples) for task in self.tasks)
 
         def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):

@@ -140,6 +140,15 @@ def test_a_damaged_file_is_built_again_and_said(registry, tmp_path, damage):
     assert load(registry, tmp_path, never).notes == ()
 
 
+def test_the_key_of_an_own_benchmark_depends_on_all_modules_that_define_its_stream(registry, monkeypatch):
+    read = []
+    monkeypatch.setattr(cache.identity, "hash_running", lambda *names: read.extend(names) or "code")
+    key = cache.key_of(named(registry, name="split-mnist"), 0, registry)
+    assert key and {"clbench.data", "clbench.core.seeds", "clbench.core.tokens", "clbench.models.scoring"} < {*read}
+    monkeypatch.undo()
+    assert all(cache.identity._files(name) for name in cache.OWN_CODE)
+
+
 def test_data_files_that_change_make_the_stream_again(registry, tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)

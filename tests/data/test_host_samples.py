@@ -6,7 +6,7 @@ from helpers.stacks import lead
 
 from clbench.core.registry import discover
 from clbench.data import samples
-from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples
+from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, StochasticSamples
 from clbench.data.stream import StreamTask
 from clbench.experiment.spec import Recipe
 from clbench.testing import tiny
@@ -24,6 +24,13 @@ def test_only_what_does_not_fit_stays_on_the_host():
     assert streamed.notes == ("training inputs stay on the host: all samples take 0.0 GB, more than the 0.0 GB they "
                               "are given on the device",)
     assert stream.to("cpu").notes == ()
+
+
+def test_no_note_says_that_samples_with_random_transforms_stay_on_the_host():
+    stream = tiny_stream("task")
+    tasks = tuple(replace(t, train=StochasticSamples(t.train.x, t.train.y, t.train.tasks, t.train.x.__getitem__))
+                  for t in stream.tasks)
+    assert replace(stream, tasks=tasks).to("cpu", 0).notes == ()
 
 
 def test_what_samples_are_is_told_without_bringing_them_to_the_device(monkeypatch):
