@@ -77,7 +77,9 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         tokenizer = tokenizer if tokenizer is not None else trainer.processing_class
         if tokenizer is None:
             raise SpecError("the trainer has no processing_class: pass tokenizer= to ForgettingCallback")
-        most = getattr(getattr(trainer.model, "config", None), "max_position_embeddings", None)
+        config = getattr(trainer.model, "config", None)
+        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        most = getattr(text_config, "max_position_embeddings", None)
         adapters = getattr(trainer.model, "peft_config", {}).values()
         virtual_count = max((int(getattr(config, "num_virtual_tokens", 0) or 0) for config in adapters), default=0)
         item_tokenizer = ItemTokenizer(tokenizer, fitting_length(length, most and most - virtual_count, "the model"),

@@ -204,6 +204,9 @@ def test_a_response_that_is_too_long_is_an_error_unless_it_may_be_cut():
     tokenizer, done = tokens(item, length=8, cut=True)
     assert tokenizer.decode(done.items[0].ids) == "6789abcd"
     assert tokenizer.decode([done.items[0].ids[i] for i in done.items[0].scored]) == "abcd"
+    assert (done.cut_prompts, done.cut_responses) == (1, 1)  # both were cut
+    assert done.notes == ("1 prompt was cut", "1 response was cut")
+    _, done = tokens(Prompted("x", "0123", "abcdefgh"), length=8, cut=True)
     assert (done.cut_prompts, done.cut_responses) == (0, 1)
 
 

@@ -201,6 +201,15 @@ def test_virtual_tokens_of_an_adapter_take_places_of_an_item(tmp_path):
         ForgettingCallback(trainer, {"old": OLD}, length=249)
 
 
+def test_the_length_of_a_model_that_also_takes_images_is_that_of_its_part_for_texts(tmp_path):
+    from clbench.hf import ForgettingCallback
+
+    trainer = make_trainer(tmp_path)
+    trainer.model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=100))
+    with pytest.raises(SpecError, match="length 101: the model takes at most 100 tokens"):
+        ForgettingCallback(trainer, {"old": OLD}, length=101)
+
+
 def test_cut_items_are_reported_and_options_are_used(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.warns(UserWarning, match="texts: 1 text was cut to 17 tokens"):

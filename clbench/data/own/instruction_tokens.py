@@ -73,8 +73,8 @@ class ItemTokenizer:
                 text_cuts += 1
                 ids, scored = ids[:self.length], [i for i in scored if i < self.length]
             elif len(ids) > self.length:
-                ids, scored, response_was_cut = self._cut(ids, scored, item.place)
-                prompt_cuts, response_cuts = prompt_cuts + (not response_was_cut), response_cuts + response_was_cut
+                ids, scored, prompt_was_cut, response_was_cut = self._cut(ids, scored, item.place)
+                prompt_cuts, response_cuts = prompt_cuts + prompt_was_cut, response_cuts + response_was_cut
             token_items.append(TokenItem(tuple(ids), tuple(scored), not isinstance(item, PlainText)))
         return Tokenized(tuple(token_items), prompt_cuts, response_cuts, text_cuts)
 
@@ -159,22 +159,23 @@ class ItemTokenizer:
             raise DataError(f"{item.place}: the chat template does not take the first {count} messages: "
                             f"{reason}") from None
 
-    def _cut(self, ids: list[int], scored: list[int], place: str) -> tuple[list[int], list[int], bool]:
-        """Return tokens that fit, the scored positions, and whether the response was cut.
+    def _cut(self, ids: list[int], scored: list[int], place: str) -> tuple[list[int], list[int], bool, bool]:
+        """Return tokens that fit, the scored positions, and whether the prompt and the response were cut.
 
         The start of the prompt is cut first, then the end of the response.
         """
         start = len(self.start) if ids[:len(self.start)] == list(self.start) else 0
         excess, first_scored = len(ids) - self.length, scored[0]
         if excess <= first_scored - max(1, start):
-            return ids[:start] + ids[start + excess:], [i - excess for i in scored], False
+            return ids[:start] + ids[start + excess:], [i - excess for i in scored], True, False
         if not self.cut_responses:
             raise DataError(f"{place}: its {len(ids)} tokens do not fit into {self.length}, even without its prompt; "
                             "raise the length, shorten the response, or allow cut responses (length= and "
                             "cut_responses=true of a benchmark, --length and --allow-cut-responses of clbench forget)")
         dropped = max(0, first_scored - max(1, self.length // 2))
         ids = ids[:start] + ids[start + dropped:]
-        return ids[:self.length], [i - dropped for i in scored if i - dropped < self.length], True
+        positions = [i - dropped for i in scored if i - dropped < self.length]
+        return ids[:self.length], positions, dropped > 0, True
 
     def _to_tokens(self, text: str) -> list[int]:
         """Return the tokens of a text without special tokens."""
