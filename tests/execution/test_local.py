@@ -11,7 +11,7 @@ import torch
 from helpers.hostile import install_hostile
 from helpers.records import make_record
 
-from clbench.core.errors import SpecError, StoreError
+from clbench.core.errors import PluginError, SpecError, StoreError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.execution import run
@@ -252,6 +252,18 @@ def test_what_a_worker_refuses_is_raised_again():
     error = Refused(kind="OptionError", message="wrong").error()
     assert type(error) is SpecError and str(error) == "wrong"
     assert type(Refused(kind="StoreError", message="wrong").error()) is StoreError
+
+
+def test_a_method_that_cannot_be_declared_fails_in_its_trial():
+    def broken(*_):
+        raise PluginError("no declaration")
+
+    record = make_record("ewc")
+    worker = Worker.__new__(Worker)
+    registry = types.SimpleNamespace(origins={})
+    worker.runner, worker.provenance = types.SimpleNamespace(run_stack=broken, registry=registry), record.provenance
+    made, = worker._records([PlannedTrial(record.trial, "ewc", False)])
+    assert (made.failure.message, made.provenance.plugin) == ("no declaration", "")
 
 
 def test_messages_of_workers_can_be_sent_if_names_in_them_are_not_utf8():

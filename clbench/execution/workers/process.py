@@ -234,7 +234,7 @@ class Worker:
             return self.runner.run_stack(group, lambda progress: self.send(Running(progress=progress)))
         except (Exception, SystemExit) as error:
             if len(group) == 1:
-                plugin = str(self.runner.registry.origins["method", group[0].trial.method.name])
+                plugin = str(self.runner.registry.origins.get(("method", group[0].trial.method.name), ""))
                 origin = self.provenance.model_copy(update={"plugin": plugin})
                 failure = failure_of(error, group[0].trial, self.runner.registry)
                 return [protocol.record_failure(group[0], origin, started, failure)]
