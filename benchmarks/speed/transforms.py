@@ -57,7 +57,7 @@ def answer(request: dict[str, Any], started: float) -> dict[str, Any]:
                                             (3, 32, 32), 10, registry)
                 strategy = Strategy(model, StreamInfo(10, 1, "class", (3, 32, 32), torch.Generator()))
                 strategy.class_mask[:] = True
-                prefetch.has_spare_core = lambda device, how=how: how == "ahead"
+                prefetch.can_prefetch = lambda device, how=how: how == "ahead"
                 stream = SimpleNamespace(augment=None, hidden=False)  # the loop needs only these attributes
                 trainer = TrainingLoop([Replica(strategy, stream, 0)], Recipe(
                     optimizer="sgd", lr=0.01, batch_size=BATCH, iterations=STEPS))

@@ -58,8 +58,8 @@ class PrefetchedSamples(Samples):
         return Samples(send(next(self.queue), self.x.device), self.y[sent_index], self.tasks[sent_index])
 
 
-def has_spare_core(device: torch.device) -> bool:
-    """Return whether another process can draw while this one trains: with an accelerator, if forks are safe.
+def can_prefetch(device: torch.device) -> bool:
+    """Return whether another process can draw while this one trains: with an accelerator, if a fork is safe.
 
     On a CPU all cores train already, so drawing in another process costs more than it gains.
     """
@@ -72,8 +72,8 @@ def prefetch(samples: Sequence[Samples], indices: Sequence[Next], steps: int) ->
 
     The draws are the same as without prefetching. The other process starts with the state of the global generators, and
     this process continues with the state in which the other one ended. The other process is a fork, because the objects
-    inside an Avalanche data set often cannot be pickled. It runs one thread and never touches the device. Without
-    `has_spare_core`, this process draws the samples.
+    inside an Avalanche data set often cannot be pickled. It runs one thread and never touches the device. If
+    `can_prefetch` is False, this process draws the samples.
 
     Args:
         samples: the samples of each replica.
@@ -81,7 +81,7 @@ def prefetch(samples: Sequence[Samples], indices: Sequence[Next], steps: int) ->
         steps: the largest number of batches of each replica.
     """
     stochastic = [part for part in samples if isinstance(part, StochasticSamples)]
-    if len(stochastic) < len(samples) or not has_spare_core(samples[0].y.device):
+    if len(stochastic) < len(samples) or not can_prefetch(samples[0].y.device):
         yield list(samples)
         return
     state = seeds.state()

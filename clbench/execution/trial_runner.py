@@ -178,15 +178,16 @@ class TrialRunner:
         trial = replicas[0].trial
         with precision.products(trial.trained_by):
             compiler = Compiler(self.device) if self.settings.compile else None
-            run_replicas(replicas, self._callbacks(trial, on_progress, checkpoints, origin), compiler,
+            run_replicas(replicas, self._callbacks(replicas[0], on_progress, checkpoints, origin), compiler,
                          self.settings.cache_bytes, self.settings.verify_caches)
 
-    def _callbacks(self, trial: Trial, on_progress: Callable[[Progress], None], checkpoints: CheckpointCallback | None,
-                   origin: Provenance) -> list[Callback]:
-        """Return the callbacks for the training of a trial and of the trials in its stack."""
+    def _callbacks(self, first: Replica, on_progress: Callable[[Progress], None],
+                   checkpoints: CheckpointCallback | None, origin: Provenance) -> list[Callback]:
+        """Return the callbacks for the training of a replica and of the others in its stack."""
+        trial = first.trial
         decomposition = ErrorDecomposition.for_settings(self.settings, trial.scenario)
         callbacks = [FlopsCallback(), self._curve(), EvaluationCallback(decomposition, self.settings.verify_caches),
-                     language_callback(self.stream(trial), trial, self.general),
+                     language_callback(first.stream, trial, self.general),
                      ProgressCallback(on_progress, self.artifacts), checkpoints,
                      None if self.settings.keep == "nothing" or self.artifacts is None else
                      SaveCallback(self.artifacts, self.settings.keep == "state", origin, self.registry)]

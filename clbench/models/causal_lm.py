@@ -43,7 +43,8 @@ def package(name: str) -> Any:
             warnings.simplefilter("ignore")
             module = importlib.import_module(name)
     except ModuleNotFoundError:
-        raise SpecError(f"language models need {name}: pip install 'clbench[lm]'") from None
+        advice = "'clbench[text]', or for language models " if name == "transformers" else ""
+        raise SpecError(f"models hf:NAME need {name}: pip install {advice}'clbench[lm]'") from None
     if name == "transformers":
         module.logging.set_verbosity_error()
         module.logging.disable_progress_bar()

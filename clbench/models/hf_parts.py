@@ -6,7 +6,6 @@ They pass tokens [N, L, D] to each other. Padding is a vector of zeros (`clbench
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,24 +17,13 @@ from torch import Tensor, nn
 from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN, present
 from clbench.models.builtin import Pooling
+from clbench.models.causal_lm import package
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
 RATES = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # ends of the names of dropout rates in configurations
 N = TypeVar("N", bound=Network)
-
-
-def home() -> Any:
-    """Return the package transformers.
-
-    Raises:
-        SpecError: it is not installed.
-    """
-    try:
-        return importlib.import_module("transformers")
-    except ModuleNotFoundError:
-        raise SpecError("models hf:NAME need transformers: pip install 'clbench[text]'") from None
 
 
 def load_config(name: str) -> tuple[Path, Any]:
@@ -45,7 +33,7 @@ def load_config(name: str) -> tuple[Path, Any]:
         DataError: there is no such folder or repository.
     """
     folder = folder_of(inner(name))
-    return folder, home().AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    return folder, package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
 
 
 def require_length(name: str, model: Any, length: int) -> None:
@@ -71,15 +59,15 @@ def build_untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: 
         config: the model's configuration, whose dropout rates are set.
         dropout: the rate of all dropout; None for the rates of the configuration.
     """
-    package = home()
+    library = package("transformers")
     if dropout is not None:
         for field, value in vars(config).items():  # some models read a number instead of having a module
             is_rate = isinstance(value, (int, float)) and not isinstance(value, bool)  # ESM: token_dropout = true
             if field.endswith(RATES) and is_rate:
                 setattr(config, field, dropout)
-    model_class = package.AutoModel._model_mapping.get(type(config), None)
+    model_class = library.AutoModel._model_mapping.get(type(config), None)
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
-    model = getattr(package, kind).from_config(config, attn_implementation=attention)
+    model = getattr(library, kind).from_config(config, attn_implementation=attention)
     model = model.float()  # the dtype of a published configuration is often bfloat16
     if dropout is not None:
         for module in model.modules():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import DataError, SpecError
 from clbench.models.builtin import TextModelOptions
+from clbench.models.causal_lm import package
 from clbench.models.hf_parts import (
     DecoderLayer,
     Tokens,
@@ -26,7 +27,6 @@ from clbench.models.hf_parts import (
     build_untrained,
     choose_network,
     convert_weights,
-    home,
     is_divisible,
     load_config,
     require_length,
@@ -97,7 +97,7 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
         raise SpecError(f"model {name!r}: pool makes one vector of a text, and a language model has an output for each "
                         "token; leave pool out")
     _, config = load_config(name)
-    if type(config) not in home().AutoModelForCausalLM._model_mapping:
+    if type(config) not in package("transformers").AutoModelForCausalLM._model_mapping:
         raise SpecError(f"model {name!r} ({config.model_type}) is no causal language model; choose one such as "
                         "SmolLM2, Llama or Qwen for benchmarks of prompts and responses")
     model = build_untrained("AutoModelForCausalLM", config, options.dropout)

@@ -22,7 +22,7 @@ RECIPE = Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
 def ends(method, options, group, monkeypatch, here):
     with monkeypatch.context() as patch, seeds.scope(0):
         patch.setattr(tiny, "tiny_stream", stochastic)
-        patch.setattr(prefetch, "has_spare_core", lambda _: not here)
+        patch.setattr(prefetch, "can_prefetch", lambda _: not here)
         benches = lead(method, options, group, RECIPE, tasks=2)
         assert all(isinstance(task.train, StochasticSamples) for b in benches for task in b.stream.tasks)
         return [b.strategy.state_dict() for b in benches]
@@ -56,12 +56,12 @@ def test_draws_do_not_depend_on_what_the_step_draws(monkeypatch):
 
 
 def test_on_a_cpu_samples_are_drawn_where_the_step_runs():
-    assert not prefetch.has_spare_core(torch.device("cpu"))
-    assert prefetch.has_spare_core(torch.device("cuda")) is (prefetch.sys.platform == "linux")
+    assert not prefetch.can_prefetch(torch.device("cpu"))
+    assert prefetch.can_prefetch(torch.device("cuda")) is (prefetch.sys.platform == "linux")
 
 
 def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeypatch):
-    monkeypatch.setattr(prefetch, "has_spare_core", lambda _: True)
+    monkeypatch.setattr(prefetch, "can_prefetch", lambda _: True)
     samples = stochastic("task").tasks[0].train
 
     def run(taken):
@@ -81,7 +81,7 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeyp
 
 
 def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
-    monkeypatch.setattr(prefetch, "has_spare_core", lambda _: True)
+    monkeypatch.setattr(prefetch, "can_prefetch", lambda _: True)
     samples = stochastic("task").tasks[0].train
 
     def draw(i):
