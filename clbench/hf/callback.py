@@ -77,7 +77,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         tokenizer = tokenizer if tokenizer is not None else trainer.processing_class
         if tokenizer is None:
             raise SpecError("the trainer has no processing_class: pass tokenizer= to ForgettingCallback")
-        config = getattr(trainer.model, "config", None)
+        config: Any = getattr(trainer.model, "config", None)
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
         most = getattr(text_config, "max_position_embeddings", None)
         adapters = getattr(trainer.model, "peft_config", {}).values()

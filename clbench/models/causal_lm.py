@@ -22,7 +22,7 @@ from torch import Tensor
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, SpecError, StoreError, message_of, typed_message
 from clbench.models.hf_candidates import Candidate
-from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, TOKENIZERS, fingerprint, read_config
+from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, TOKENIZERS, fingerprint, package, read_config
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",
@@ -30,25 +30,6 @@ NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a
              "arrow_config": "Arrow routing", "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA",
              "kasa_config": "KaSA, which truncates weights of the base", "layer_replication": "replicated layers"}
 SCALED = (".lora_", ".base_layer.")  # parts of the names of weights in a LoRA adapter that do not replace others
-
-
-def package(name: str) -> Any:
-    """Import a library and return it, without warnings and progress bars.
-
-    Raises:
-        SpecError: it is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = importlib.import_module(name)
-    except ModuleNotFoundError:
-        advice = "'clbench[text]', or for language models " if name == "transformers" else ""
-        raise SpecError(f"models hf:NAME need {name}: pip install {advice}'clbench[lm]'") from None
-    if name == "transformers":
-        module.logging.set_verbosity_error()
-        module.logging.disable_progress_bar()
-    return module
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:

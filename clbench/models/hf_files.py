@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import threading
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from hashlib import sha256
@@ -33,6 +34,25 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_INFO = "clbench.json"  # beside an adapter that clbench wrote
 HASHED = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer*", "*.jinja", "*.model",
           "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
+
+
+def package(name: str) -> Any:
+    """Import a library and return it, without warnings and progress bars.
+
+    Raises:
+        SpecError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        advice = "'clbench[text]', or for language models " if name == "transformers" else ""
+        raise SpecError(f"models hf:NAME need {name}: pip install {advice}'clbench[lm]'") from None
+    if name == "transformers":
+        module.logging.set_verbosity_error()
+        module.logging.disable_progress_bar()
+    return module
 
 
 def inner(model: str) -> str:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN, present
 from clbench.models.builtin import Pooling
-from clbench.models.causal_lm import package
-from clbench.models.hf_files import folder_of, inner
+from clbench.models.hf_files import folder_of, inner, package
 from clbench.models.network import Network, Ports
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clbench.core.errors import DataError, SpecError
 from clbench.models.builtin import TextModelOptions
-from clbench.models.causal_lm import package
+from clbench.models.hf_files import package
 from clbench.models.hf_parts import (
     DecoderLayer,
     Tokens,
