@@ -80,7 +80,7 @@ def test_a_saved_model_predicts_texts(tmp_path):
     tokens = torch.tensor([[2, 4, 6, 8, 3, -1], [2, 1, 3, -1, -1, -1]], dtype=torch.int32)  # [CLS] the dog barks [SEP]
     answers = model.predict(["the dog barks", "unbekannt"])
     assert torch.equal(answers.logits, model.predict(tokens).logits) and set(answers.names) <= set(TOPICS)
-    with pytest.raises(DataError, match=r"this str is not one: .* and give texts as a list$"):
+    with pytest.raises(DataError, match=r"this str is not one: .*texts as a list of strings"):
         model.predict("the dog barks")
 
 

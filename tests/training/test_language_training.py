@@ -196,7 +196,7 @@ def test_a_trial_goes_on_only_with_the_general_texts_that_it_began_with(folder, 
                   "methods": ["naive"], "seeds": 1, "recipe": recipe})
     planned = plan(spec, discover())
     first = runner([])
-    origin = provenance.collect("", first.device, "", {})
+    origin = provenance.collect("", first.device, "", provenance.code_of(planned[0].trial, discover()))
     checkpoint = CheckpointCallback(tmp_path, origin, ErrorDecomposition(), since=-99)
     member = first._replica(planned[0])
     first._train([member], lambda _: None, checkpoint, checkpoint.origin)
