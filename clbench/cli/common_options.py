@@ -34,6 +34,19 @@ def options_passed(context: click.Context) -> dict[str, str]:
             if p.name and context.get_parameter_source(p.name) is ParameterSource.COMMANDLINE}
 
 
+def require_only(context: click.Context, allowed: Collection[str], needed: str) -> None:
+    """Refuse options and arguments that have no effect because something else was left out.
+
+    Args:
+        context: the context of the command.
+        allowed: the names of the parameters that have an effect.
+        needed: what the others need, as the error says it.
+    """
+    for name, option in options_passed(context).items():
+        if name not in allowed:
+            raise click.UsageError(f"{option} needs {needed}")
+
+
 class TaskNumber(IntType):
     """A task number as a user types it, from 1. The command gets its index, from 0."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clbench.cli.common_options import FILE, PATH, device_option, options_passed
+from clbench.cli.common_options import FILE, PATH, device_option, require_only
 from clbench.cli.help import Command
 from clbench.data.own.instructions import find_file
 
@@ -98,9 +98,8 @@ def command(context: click.Context, /, base: str, models: tuple[Path, ...], task
         raise click.UsageError("name at least one file by --tasks, --general or --new")
     if not models and not show:
         raise click.UsageError("name at least one adapter or model after BASE")
-    ignored = [flag for option, flag in options_passed(context).items() if option not in FOR_EXPORT]
-    if not files and ignored:
-        raise click.UsageError(f"{ignored[0]} needs files to score: name at least one by --tasks, --general or --new")
+    if not files:
+        require_only(context, FOR_EXPORT, "files to score: name at least one by --tasks, --general or --new")
     if export_scale is not None and to is not None:
         export(models, export_scale, to)
         if not files:

@@ -14,8 +14,8 @@ from clbench.cli.common_options import (
     execution_options,
     methods_option,
     names_in,
-    options_passed,
     plugin_option,
+    require_only,
     stale_options,
 )
 from clbench.cli.help import Command
@@ -81,10 +81,8 @@ def command(context: click.Context, /, name: str | None, scenario: str | None, m
     from clbench.report.writing import write_file
     from clbench.results import provenance, verification
 
-    ignored = [flag for option, flag in options_passed(context).items() if option not in FOR_LISTING]
-    if name is None and ignored:
-        raise click.UsageError(f"{ignored[0]} needs the name of a table: clbench verify NAME (clbench verify lists the "
-                               "tables)")
+    if name is None:
+        require_only(context, FOR_LISTING, "the name of a table: clbench verify NAME (clbench verify lists the tables)")
     registry = discover(files=plugins)
     if name is None:
         all_references = {key: references.read_reference(path) for key, path in references.shipped().items()}

@@ -196,13 +196,14 @@ def as_ranges(values: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}-{b}" for a, b in ranges)
 
 
-def list_seeds(values: list[int]) -> str:
+def list_seeds(seeds: Iterable[int]) -> str:
     """Return seeds as a list with the noun before it.
 
     >>> list_seeds([0]), list_seeds([0, 0, 1, 1, 2, 2])
     ('seed 0', 'seeds 0-2')
     """
-    return f"seed{'s' * (len(set(values)) > 1)} {as_ranges(values)}"
+    values = sorted(set(seeds))
+    return f"seed{'s' * (len(values) > 1)} {as_ranges(values)}"
 
 
 def _format_fixed(value: float, digits: int) -> str:

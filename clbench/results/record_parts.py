@@ -218,5 +218,5 @@ class Provenance(RecordPart):
     command: str = Field(description="Command that ran the trial.")
     code: dict[str, Code] = Field(
         {}, description="Code of method, benchmark and model, and the configuration of a text model; empty if "
-            "unknown, as in older records.")
+        "unknown, as in older records.")
     weights: str = Field("", description="SHA-256 of the content of the published weights, if the trial names any.")

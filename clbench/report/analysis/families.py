@@ -104,7 +104,7 @@ class Family:
 
     @property
     def dropped(self) -> set[str]:
-        """Return the methods that cannot be the best whatever their means, if a rule added seeds: those of `beaten`."""
+        """Return the methods of `beaten` if a rule added seeds: even with the best mean, they cannot be the best."""
         return self.beaten if self.until else set()
 
     @property

@@ -19,8 +19,8 @@ LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs", CAUTION: "Caution:
 NAMES = 3  # names in a line; a longer list is cut
 REFERENCES = 4  # names in the line of references
 FRONTS = 4  # lines of trade-offs
-WHY = {SAME: "because every seed gave the same results.",
-       NEAR: "because {values} within three standard deviations (over seeds) of 100% are too skewed for a test."}
+WHY = {SAME: "because every seed gave the same results",
+       NEAR: "because {values} within three standard deviations (over seeds) of 100% are too skewed for a test"}
 SIMILARITY_MARGIN = 0.1  # costs are treated as equal if they differ by a smaller share of the larger one
 
 
@@ -90,15 +90,15 @@ def _answer(setting: Setting, facts: Facts) -> str:
     leads = "leads" if all(setting.metric.gain(facts.accuracy[best.method], facts.accuracy[label]) <= 0
                            for label in incomplete) else "leads the methods with all seeds"
     untested = {why: [label for label, reason in best.untested.items() if reason == why] for why in WHY}
-    sentences = [f"{verb} {join_names(labels, NAMES)} {why}".rstrip(" .") + "." for labels, verb, why in (
-        ([label for label in best.equal if label in setting.eligible], "It equals", "on every seed."),
-        ([label for label in best.equal if label not in setting.eligible], "It equals", "on shared seeds."),
-        *((untested[why], "It is not tested against", words.format(values=setting.metric.shares))
+    sentences = [f"{verb} {join_names(labels, NAMES)}{why}." for labels, verb, why in (
+        ([label for label in best.equal if label in setting.eligible], "It equals", " on every seed"),
+        ([label for label in best.equal if label not in setting.eligible], "It equals", " on shared seeds"),
+        *((untested[why], "It is not tested against", f" {words.format(values=setting.metric.shares)}")
           for why, words in WHY.items()),
-        (best.exceeding, f"{best.method} is significantly worse than", "on shared seeds."),
+        (best.exceeding, f"{best.method} is significantly worse than", " on shared seeds"),
         (best.inconclusive, "There are too few seeds to compare it with", ""),
         (best.dropped, "Significantly worse than another method:",
-         "(no more seeds were added)." if _stopped_early(setting, best.dropped) else "")) if labels]
+         " (no more seeds were added)" if _stopped_early(setting, best.dropped) else "")) if labels]
     if not best.open:
         if not best.beaten:
             return " ".join([f"{leader} {leads}.", *sentences])
@@ -178,22 +178,25 @@ def _references(setting: Setting, facts: Facts) -> str:
     compared = [c.other for c in reversed(facts.compared) if c.other in facts.references]
     other_references = [label for label in facts.accuracy if label in facts.references and label not in compared]
     values = [f"{label} {_value(setting, facts, label)}" for label in [*compared, *other_references]]
-    text = f"References: {join_names(values, REFERENCES)}." if values else ""
-    baseline = facts.baseline
-    if baseline is not None and len(baseline.pairs) > 1:
-        text += " " * bool(text)
-        better, worse, total = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
-        untested = baseline.labels("not tested")
-        if len(untested) == total:
-            reasons = dict.fromkeys(pair.untested for pair in baseline.pairs)
-            why = " or ".join(WHY[reason].format(values=setting.metric.shares).rstrip(".") for reason in reasons)
-            return f"{text}None of {total} methods is tested against {baseline.other} {why}."
-        if baseline.test is None and baseline.labels("open"):
-            return f"{text}The comparisons with {baseline.other} are inconclusive."
-        text += f"Of {total} methods, {_count(better)} significantly better than {baseline.other}"
-        text += f" and {_count(worse)} significantly worse." if worse else "."
-        text += f" {len(untested)} {'are' if len(untested) > 1 else 'is'} not tested." if untested else ""
-    return text
+    sentences = [f"References: {join_names(values, REFERENCES)}."] if values else []
+    if facts.baseline is not None and len(facts.baseline.pairs) > 1:
+        sentences.append(_compare_with(facts.baseline, setting))
+    return " ".join(sentences)
+
+
+def _compare_with(baseline: Compared, setting: Setting) -> str:
+    """Return how many methods are better or worse than the baseline."""
+    better, worse, total = baseline.labels("better"), baseline.labels("worse"), len(baseline.pairs)
+    untested = baseline.labels("not tested")
+    if len(untested) == total:
+        reasons = dict.fromkeys(pair.untested for pair in baseline.pairs)
+        why = " or ".join(WHY[reason].format(values=setting.metric.shares) for reason in reasons)
+        return f"None of {total} methods is tested against {baseline.other} {why}."
+    if baseline.test is None and baseline.labels("open"):
+        return f"The comparisons with {baseline.other} are inconclusive."
+    return (f"Of {total} methods, {_count(better)} significantly better than {baseline.other}"
+            + (f" and {_count(worse)} significantly worse." if worse else ".")
+            + (f" {len(untested)} {'are' if len(untested) > 1 else 'is'} not tested." if untested else ""))
 
 
 def _count(labels: Sequence[str]) -> str:

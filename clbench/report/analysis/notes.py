@@ -31,8 +31,8 @@ def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
     if added_records:
         seeds = {r.trial.seed for r in added_records}
         shown_seeds = set(chain.from_iterable(r.seen for r in added_records))
-        yield (f"{list_seeds(list(seeds)).capitalize()} {'was' if len(seeds) == 1 else 'were'} added after a report "
-               f"had shown {list_seeds(list(shown_seeds))}. Intervals and tests assume "
+        yield (f"{list_seeds(seeds).capitalize()} {'was' if len(seeds) == 1 else 'were'} added after a report "
+               f"had shown {list_seeds(shown_seeds)}. Intervals and tests assume "
                f"{'a rule for adding seeds' if until else 'a number of seeds'} that was fixed in advance; they err "
                "more often if interim results decide whether to continue"
                + ("" if until else ". With --until decided, interim analyses are allowed"))
