@@ -11,7 +11,9 @@ import json
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", WEIGHTS)  # files to downlo
 LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors")  # also weights in several files
 _without_tokenizer: set[Path] = set()  # folders of the hub's cache for which this process asked the hub for a tokenizer
 Kind = Literal["adapter", "model"]
+TOKENIZER = "its tokenizer"  # what a folder of the cache lacks
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 CONFIGURATION = (MODEL, "1_Pooling/config.json")  # of a network; the second one is of sentence-transformers
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -146,30 +149,42 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
     except ModuleNotFoundError:
         raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and huggingface_hub, "
                         "which could download it, is not installed: pip install 'clbench[text]'") from None
-    reason, missing, without_tokenizer = "", "it", None
-    for offline in (True, False):
-        if not offline and (problem := hub_problem(hub)):
-            reason = problem
-            break
+    failures = (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError)
+    snapshot = partial(hub.snapshot_download, repository, allow_patterns=list(patterns))
+    cached = None
+    with suppress(*failures):
+        folder = Path(snapshot(revision=revision, local_files_only=True))
+        cached = folder if (folder / MODEL).is_file() else None
+    missing = "it" if cached is None else _missing_part(cached, patterns, weights)
+    if cached is not None and not missing:
+        return cached
+    reason = hub_problem(hub)
+    if not reason:
         try:
-            folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns),
-                                                local_files_only=offline))
+            folder = Path(snapshot(revision=cached.name if cached else revision, local_files_only=False))
             if (folder / MODEL).is_file():
-                if offline and weights and _lacks_weights(folder, patterns):
-                    missing = "its weights"
-                elif offline and folder not in _without_tokenizer and not any(map(is_tokenizer_file, folder.iterdir())):
-                    _without_tokenizer.add(folder)
-                    without_tokenizer = folder
-                else:
-                    return folder
-                revision = folder.name  # the missing files of the cached commit
-        except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
+                return folder
+            reason = f"the repository has no {MODEL}"
+        except failures as error:
             reason = message_of(error, 200)
-    if without_tokenizer is not None:
-        return without_tokenizer
+    if cached is not None and missing == TOKENIZER:
+        return cached
     raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and {missing} could not be "
                     f"downloaded from the Hugging Face Hub ({reason}). On a machine with a connection run `hf download "
                     f"{repository}` and copy its folder")
+
+
+def _missing_part(folder: Path, patterns: Sequence[str], weights: bool) -> str:
+    """Return which part of a model a folder of the hub's cache lacks, as words for a message; empty if none.
+
+    A missing tokenizer is returned once for each folder, because not every repository has one.
+    """
+    if weights and _lacks_weights(folder, patterns):
+        return "its weights"
+    if folder not in _without_tokenizer and not any(map(is_tokenizer_file, folder.iterdir())):
+        _without_tokenizer.add(folder)
+        return TOKENIZER
+    return ""
 
 
 def is_tokenizer_file(path: Path) -> bool:

@@ -98,3 +98,9 @@ def test_missing_weights_are_an_error_without_a_connection(repository, monkeypat
     monkeypatch.setattr(hf_files, "hub_problem", lambda library: "no route to host")
     with pytest.raises(DataError, match=r"its weights could not be downloaded .*\(no route to host\)"):
         base_folder("a/b")
+
+
+def test_a_repository_without_a_configuration_is_an_error_that_says_so(repository):
+    repository(["model.safetensors"])
+    with pytest.raises(DataError, match=r"it could not be downloaded .*\(the repository has no config\.json\)"):
+        folder_of("a/b")
