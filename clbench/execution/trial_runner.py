@@ -11,7 +11,7 @@ from clbench.accounting.callback import FlopsCallback
 from clbench.accounting.estimator import CostEstimator, storage_warning
 from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, WriteError
 from clbench.core.registry import Registry, discover
 from clbench.data import cache
 from clbench.data.arrival import arrive
@@ -276,10 +276,14 @@ class ProgressCallback(Callback):
         self.artifacts = artifacts
 
     def on_task(self, training: Training, task: int) -> None:
-        """Export, then report."""
+        """Export, then report. A WriteError is raised if an export cannot be written."""
         for replica in training.replicas:
             if self.artifacts is not None and (not replica.stream.hidden or task + 1 == len(replica.stream.tasks)):
-                replica.strategy.export(self.artifacts / replica.trial.key, replica.task(task))
+                folder = self.artifacts / replica.trial.key
+                try:
+                    replica.strategy.export(folder, replica.task(task))
+                except OSError as error:
+                    raise WriteError(f"cannot write files to {folder}: {error}; free some space") from error
             self.on_progress(replica.progress)
 
 

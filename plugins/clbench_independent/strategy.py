@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Record, StreamInfo, Task
 from clbench.core.artifacts import BASE, save_tensors, task_folder
-from clbench.core.errors import DataError, SpecError, StoreError, WriteError
+from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.core.registry import Registry
 from clbench.models.weights import load_weights
 from clbench.strategy.per_task import FrozenBase, PerTaskStrategy, TaskHead, check_base
@@ -115,9 +115,6 @@ class Independent(FrozenBase, PerTaskStrategy):
 
         The head has the task's rows in their places, and a bias of -inf elsewhere. The plain model then predicts the
         same as this strategy does for the task. Nothing is written if there are no classes.
-
-        Raises:
-            WriteError: the files cannot be written.
         """
         if not self.stream_info.has_classes:
             return
@@ -128,12 +125,9 @@ class Independent(FrozenBase, PerTaskStrategy):
                         full_head.bias.new_full(full_head.bias.shape, -math.inf))
         weight[list(task.classes)], bias[list(task.classes)] = head.weight.detach(), head.bias.detach()
         tensors |= {"head.weight": weight, "head.bias": bias}
-        try:
-            if task.index == 0:
-                save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})
-            save_tensors(task_folder(folder, task.index) / MODEL, tensors, {"format": "pt"})
-        except OSError as error:
-            raise WriteError(f"cannot write the networks in {folder}: {error}; free some space") from error
+        if task.index == 0:
+            save_tensors(folder / BASE, self.model.state_dict(), {"format": "pt"})
+        save_tensors(task_folder(folder, task.index) / MODEL, tensors, {"format": "pt"})
 
 
 def load_model(record: Record, folder: Path, task: int, registry: Registry) -> Network:

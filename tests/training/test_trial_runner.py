@@ -136,6 +136,14 @@ def test_the_record_has_the_facts(runner):
     assert seen[0].score is None and seen[-1].score == pytest.approx(sum(record.R[-1]) / 5)
 
 
+@pytest.mark.parametrize("method", ["independent", "lora"])
+def test_an_export_that_cannot_be_written_is_a_failure_of_its_own_kind(runner, tmp_path, method):
+    one = planned(runner, methods=method)[0]
+    (tmp_path / one.trial.key).touch()  # in the place of the trial's folder
+    failure = TrialRunner(ExecutionSettings(), "cpu", "a test", runner.registry, artifacts=tmp_path).run(one).failure
+    assert failure.type == "WriteError" and "free some space" in failure.message
+
+
 @pytest.mark.parametrize(("method", "scenario"), [
     ("naive", "task"), ("ewc", "class"), ("er", "domain"), ("lora", "class"), ("pnn", "domain"),
     ("shared-private", "task"), ("joint", "class")])
