@@ -249,7 +249,7 @@ class Auditor:
         """Return the scores of one file."""
         start = time.monotonic()
         # The noise floor must also include the rounding differences of another batch size.
-        size = self.request.batch_size if scorer.precision == "fp32" else max(1, self.request.batch_size // 2)
+        size = self.request.batch_size if scorer.precision == "fp32" else self.request.batch_size // 2 or 2
         try:
             scores = scorer.score(file.tokens.items, size)
         except (RuntimeError, MemoryError) as error:

@@ -37,6 +37,9 @@ def test_lines_arrays_and_paragraphs_are_read(tmp_path):
     ('{"messages": [{"role": "user"}]}', "message 1 must have a 'role' and a 'content'"),
     ('{"messages": [{"role": "bot", "content": "a"}]}', "message 1 has the role 'bot'"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "no message has the role 'assistant'"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [{"x": 1}]}',
+     "descriptions of tools are not supported"),
+    ('{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": 1}]}]}', "message 1 has tool calls"),
     ('{"messages": [{"role": "assistant", "content": ""}]}', "message 1, of the assistant, is empty"),
     (r'{"prompt": "a\ud83d", "response": "b"}', r"not valid Unicode, because '\\ud83d' is one half of a character"),
     (r'{"messages": [{"role": "assistant", "content": "\udc00"}]}', r"not valid Unicode, because '\\udc00'"),
@@ -55,6 +58,7 @@ def test_an_error_names_file_line_and_reason(tmp_path, line, reason):
 
 @pytest.mark.parametrize(("name", "content", "reason"), [
     ("a.csv", b"", "ends in .jsonl, .json or .txt"), ("a.jsonl", b"\n", "it has no items"),
+    ("a.json", b"[" + b"1" * 5000 + b"]", "a.json: it is not valid JSON .*limit"),
     ("a.json", b"{}", "expected a JSON array"), ("a.json", b"[\n1,\n", "line 3: it is not valid JSON"),
     ("a.txt", b"\xff", "not UTF-8"), ("a.jsonl", None, "there is no such file")])
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, content, reason):
@@ -134,6 +138,31 @@ def test_a_turn_ends_with_the_first_special_token_after_its_content(last, trim):
         talk = Conversation("x", (("user", "hi"), ("assistant", letters), ("user", "more"), ("assistant", letters)))
         _, scored = scored_text(talk, length=400, template=template, extra=("<|end|>", "<|user|>", "<|assistant|>"))
         assert scored == f"{letters}<|end|>" * 2
+
+
+@lm
+def test_turns_that_the_template_writes_differently_later_are_not_scored():
+    """As in Qwen3's template: assistant turns after the last user message have a block of reasoning."""
+    template = ("{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+                "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m['role'] "
+                "}}\n{% if m['role'] == 'assistant' and loop.index0 > ns.last %}<t></t>{% endif %}{{ m['content'] }}"
+                "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    turns = [("user", "hi"), ("assistant", "yo"), ("user", "more"), ("assistant", "no")]
+    whole, scored = scored_text(Conversation("x", (*turns, ("assistant", "end"))), length=400, template=template)
+    assert whole == ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n<|im_start|>user\nmore"
+                     "<|im_end|>\n<|im_start|>assistant\n<t></t>no<|im_end|>\n<|im_start|>assistant\n<t></t>end<|im_end|>")
+    assert scored == "<t></t>no<|im_end|><t></t>end<|im_end|>"
+    _, done = tokens(Conversation("x", tuple(turns)), length=400, template=template)
+    assert done.notes == ("1 turn of the assistant is not scored, because the chat template writes a turn differently "
+                          "once another message follows",)
+
+
+@lm
+def test_a_template_that_writes_the_date_writes_the_same_every_day():
+    template = ("{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}{{ today }}"
+                "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    whole, _ = scored_text(Conversation("x", (("user", "hi"), ("assistant", "yo"))), template=template)
+    assert whole.startswith("26 Jul 2024hi")
 
 
 @lm

@@ -145,8 +145,9 @@ def _order_tasks(tasks: list[TaskItems], options: InstructionOptions, where: str
 
 def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:
     """Yield notes for the user: on items that were cut, and on test items that are copies of training items."""
-    yield from Tokenized((), *(sum(getattr(part, field) for pair in parts for part in pair)
-                               for field in ("cut_prompts", "cut_responses"))).notes
+    counts = ("cut_prompts", "cut_responses", "unscored_turns")
+    yield from Tokenized((), **{name: sum(getattr(part, name) for pair in parts for part in pair)
+                                for name in counts}).notes
     train_ids = {item.ids for pair in parts for item in pair[0].items}
     test_items = [item for pair in parts for item in pair[1].items]
     copy_count = sum(item.ids in train_ids for item in test_items)

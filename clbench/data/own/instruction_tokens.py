@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from clbench.core.errors import DataError, SpecError, message_of
@@ -16,6 +17,10 @@ from clbench.models.scoring import TokenItem
 LENGTH = 1024  # largest number of tokens of an item, if the user does not set it
 BEFORE = "\n"  # a text before a response, so that the tokenizer does not add a space to it
 CONTENT = "clbench-content"  # the content of a turn when only the text that a chat template writes after it is needed
+TODAY = date(2024, 7, 26)  # for chat templates that write today's date; that of Llama 3.1 has this default
+# It hides the function of this name, which transformers gives to templates.
+DATE_MACRO = ("{% macro strftime_now(format) %}{{ format" + "".join(
+    f" | replace('%{code}', '{TODAY.strftime(f'%{code}')}')" for code in "aAbBdmYyjHMSIp") + " }}{% endmacro %}\n")
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what tokens of a part of a character are decoded to
 
 
@@ -27,13 +32,16 @@ class Tokenized:
     cut_prompts: int = 0
     cut_responses: int = 0
     cut_texts: int = 0
+    unscored_turns: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Describe what was cut."""
+        """Describe what was cut, and what is not scored."""
         counts = {"prompt": self.cut_prompts, "response": self.cut_responses, "text": self.cut_texts}
-        return tuple(f"{count} {kind}{'s were' if count > 1 else ' was'} cut" for kind, count in counts.items()
-                     if count)
+        cuts = [f"{count} {kind}{'s were' if count > 1 else ' was'} cut" for kind, count in counts.items() if count]
+        turns = f"{self.unscored_turns} turn{'s' * (self.unscored_turns > 1)} of the assistant"
+        return (*cuts, *([f"{turns} {'are' if self.unscored_turns > 1 else 'is'} not scored, because the chat template "
+                          "writes a turn differently once another message follows"] if self.unscored_turns else []))
 
     @property
     def have_responses(self) -> bool:
@@ -64,9 +72,10 @@ class ItemTokenizer:
             DataError: an item has nothing to score, a response does not fit, or the chat template does not render it.
         """
         token_items: list[TokenItem] = []
-        prompt_cuts = response_cuts = text_cuts = 0
+        prompt_cuts = response_cuts = text_cuts = unscored_turns = 0
         for item in items:
-            ids, scored = self._tokens(item)
+            ids, scored, unscored = self._tokens(item)
+            unscored_turns += unscored
             if not scored:
                 raise DataError(f"{item.place}: no token can be scored, because nothing comes before the first one")
             if len(ids) > self.length and isinstance(item, PlainText):
@@ -76,46 +85,53 @@ class ItemTokenizer:
                 ids, scored, prompt_was_cut, response_was_cut = self._cut(ids, scored, item.place)
                 prompt_cuts, response_cuts = prompt_cuts + prompt_was_cut, response_cuts + response_was_cut
             token_items.append(TokenItem(tuple(ids), tuple(scored), not isinstance(item, PlainText)))
-        return Tokenized(tuple(token_items), prompt_cuts, response_cuts, text_cuts)
+        return Tokenized(tuple(token_items), prompt_cuts, response_cuts, text_cuts, unscored_turns)
 
-    def _tokens(self, item: Item) -> tuple[list[int], list[int]]:
-        """Return the tokens of an item and the positions of those that are scored."""
+    def _tokens(self, item: Item) -> tuple[list[int], list[int], int]:
+        """Return the tokens of an item, the positions of those that are scored, and how many turns are not scored."""
         if isinstance(item, Prompted):
             prompt = [*self.start, *self._to_tokens(item.prompt)]
             if not prompt:
                 raise DataError(f"{item.place}: the prompt is empty, and this tokenizer puts no token at the start, so "
                                 "the first token of the response has nothing before it")
             ids = [*prompt, *self._response(item), self._end(item)]
-            return ids, list(range(len(prompt), len(ids)))
+            return ids, list(range(len(prompt), len(ids))), 0
         if isinstance(item, PlainText):
             ids = [*self.start, *self._to_tokens(item.text)]
-            return ids, list(range(max(1, len(self.start)), len(ids)))
+            return ids, list(range(max(1, len(self.start)), len(ids))), 0
         return self._conversation(item)
 
-    def _conversation(self, item: Conversation) -> tuple[list[int], list[int]]:
+    def _conversation(self, item: Conversation) -> tuple[list[int], list[int], int]:
         """Return the tokens of a conversation up to the end of the assistant's last turn.
 
         A turn consists of the tokens that follow the earlier messages, which are rendered with the generation prompt.
         If the first message is the assistant's, it is not scored, because there is no message that it responds to.
+
+        Some chat templates write a turn differently once other messages follow: that of Qwen3 removes its reasoning.
+        The model never generates these tokens, so they are not scored; the third value is the number of such turns.
         """
         scored: list[int] = []
         ids: list[int] = []
+        turns = unscored = 0
         for number, (role, _) in enumerate(item.messages):
             if role != ASSISTANT or number == 0:
                 continue
             prompt, text = self._to_tokens(self._render(item, number, True)), self._render(item, number + 1, False)
             extended = self._to_tokens(text)
-            if prompt[:len(ids)] != ids or extended[:len(prompt)] != prompt:
+            if extended[:len(prompt)] != prompt:
                 raise DataError(f"{item.place}: the chat template does not continue message {number + 1} where the "
                                 "prompt before it ends, so the assistant's tokens are not known; use prompt and "
                                 "response instead")
+            if prompt[:len(ids)] != ids:
+                scored, unscored = [], turns
+            turns += 1
             end = self._turn_end(extended, text, self._closing(item, number), len(prompt))
             scored += range(len(prompt), end)
             ids = extended[:end]
         if ASSISTANT not in (role for role, _ in item.messages[1:]):
             raise DataError(f"{item.place}: only a response that follows another message can be scored, and there is "
                             "none; add the message that the assistant responds to")
-        return ids, scored
+        return ids, scored, unscored
 
     def _closing(self, item: Conversation, number: int) -> str:
         """Return the text that the chat template writes after the content of the assistant's turn `number`.
@@ -146,14 +162,20 @@ class ItemTokenizer:
         return ends[-1] + 1 if ends else len(ids)
 
     def _render(self, item: Conversation, count: int, prompt: bool) -> str:
-        """Return the text of the first `count` messages; the chat template writes all special tokens itself."""
+        """Return the text of the first `count` messages; the chat template writes all special tokens itself.
+
+        A template that writes today's date gets a fixed one, so that the tokens are the same on every day.
+        """
         if self.tokenizer.chat_template is None:
             raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; use prompt "
                             "and response, or a tokenizer with a template (option tokenizer of the benchmark in "
                             "clbench run, --chat-template FILE in clbench forget)")
         messages = [{"role": role, "content": content} for role, content in item.messages[:count]]
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+            template = self.tokenizer.get_chat_template()
+            dated = DATE_MACRO * ("strftime_now" in template) + template
+            return str(self.tokenizer.apply_chat_template(messages, chat_template=dated, tokenize=False,
+                                                          add_generation_prompt=prompt))
         except Exception as error:  # a template is code of a model's author, which may raise any error
             reason = message_of(error) or type(error).__name__
             raise DataError(f"{item.place}: the chat template does not take the first {count} messages: "

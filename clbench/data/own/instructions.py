@@ -94,7 +94,7 @@ def read_content(path: Path, task_field: str | None = None) -> FileContent:
 def find_file(name: str | Path) -> Path:
     """Return the path of a file, or of clbench's own text of this name if the file does not exist."""
     path = expand_home(name)
-    return path if path.exists() else PROBES.get(str(path), path)
+    return path if path.is_file() else PROBES.get(str(path), path)
 
 
 def read_general(names: Iterable[str]) -> dict[str, FileContent]:
@@ -163,8 +163,9 @@ def _from_array(path: Path, text: str, task_field: str | None) -> Iterator[Item]
     decoder, position = json.JSONDecoder(), _skip(text, 0)
     try:
         elements = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: it is not valid JSON ({_reason(error)})") from None
+    except ValueError as error:
+        line_text = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{path}{line_text}: it is not valid JSON ({_reason(error)})") from None
     if not isinstance(elements, list):
         raise DataError(f"{path}: expected a JSON array of {FORMS}")
     line, counted = 1, 0
@@ -216,6 +217,9 @@ def _item(place: str, value: Any, task_field: str | None) -> Item:
                             f"{_format_value(named)}")
         task = str(named)
     if "messages" in value:
+        if value.get("tools"):
+            raise DataError(f"{place}: descriptions of tools are not supported; write them into the system message and "
+                            "remove the field 'tools'")
         return Conversation(place, tuple(_messages(place, value["messages"])), task)
     for field in ("prompt", "response"):
         if field not in value:
@@ -233,6 +237,9 @@ def _messages(place: str, value: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(value, list) or not value:
         raise DataError(f"{place}: 'messages' must be a list of messages, found {_format_value(value)}")
     for number, message in enumerate(value, start=1):
+        if isinstance(message, dict) and message.get("tool_calls"):
+            raise DataError(f"{place}: message {number} has tool calls, which are not supported; write each call into "
+                            "the message's 'content', as the text that the model should generate")
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) \
                 or not isinstance(message.get("content"), str):
             raise DataError(f"{place}: message {number} must have a 'role' and a 'content' that are text, found "
