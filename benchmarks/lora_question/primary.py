@@ -1,14 +1,17 @@
 """Print the comparisons that PROTOCOL.md defines for the study `answer`, from its records and without clbench.
 
-    python benchmarks/lora_question/primary.py STUDY [STUDY_WITH_256_STEPS] > reports/lora_question/answer/primary.md
+    python benchmarks/lora_question/primary.py reports/lora_question/answer [reports/lora_question/answer_budget] \
+        > reports/lora_question/answer/primary.md
 
 `clbench report` compares all rows of a study in its own way. This script makes the comparisons that were chosen before
-the first trial, with the tests, intervals and verdicts of the protocol. It refuses an incomplete study.
+the first trial, with the tests, intervals and verdicts of the protocol. It refuses an incomplete study, records of two
+commits, and a row whose trials differ in more than the seed.
 """
 
 import json
+import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +22,27 @@ SCENARIOS = {"task": "with task IDs", "class": "without task IDs"}
 GIVEN = "given"  # the models of scenario `class`, evaluated with task IDs
 PRIMARY = ("ewc", "er", "pnn", "shared-private")
 SECONDARY = ("ranpac", "ridge", "joint-equal-steps")
-EXPLORATORY = ("lora", *PRIMARY, *SECONDARY)  # compared with lora-head-rate
-ROWS = ("naive", "lora", "lora-head-rate", *PRIMARY, *SECONDARY)
+EXPLORATORY = ("naive", "lora", *PRIMARY, *SECONDARY)  # compared with lora-head-rate and seq-lora
+TASK_ONLY = "seq-lora"  # this row has no trials without task IDs
+ROWS = ("naive", "lora", "lora-head-rate", TASK_ONLY, *PRIMARY, *SECONDARY)
 BUDGET_SEEDS, BUDGET_ROWS = range(3), ("naive", "er", "lora", "joint-equal-steps")
 Accuracies = dict[tuple[str, str], np.ndarray]  # by row and scenario, in percent, one for each seed
 
 
+def scenarios_of(row: str) -> tuple[str, ...]:
+    """Return the scenarios in which the protocol has a row."""
+    return ("task",) if row == TASK_ONLY else tuple(SCENARIOS)
+
+
+def read_records(folder: Path) -> list[dict]:
+    """Return the records of a study."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
+
+
 def read(folder: Path, rows: tuple[str, ...], seeds: range) -> Accuracies:
     """Return the accuracies after the last task [seeds]; NaN for a seed on which the method diverged."""
-    found, commits = defaultdict(dict), set()
-    for path in sorted((folder / "records").glob("*.json")):
-        record = json.loads(path.read_text())
+    found, settings, commits = defaultdict(dict), defaultdict(set), set()
+    for record in read_records(folder):
         trial, status = record["trial"], record["status"]
         row, seed = (record["label"].partition(":")[0], trial["scenario"]), trial["seed"]
         if seed in found[row]:
@@ -39,12 +52,15 @@ def read(folder: Path, rows: tuple[str, ...], seeds: range) -> Accuracies:
         if status == "done" and trial["scenario"] == "class" and record["errors"]:
             errors = record["errors"][-1]
             found[row[0], GIVEN][seed] = 100 * np.mean(np.divide(errors["given"], errors["samples"]))
-        commits.add(record["provenance"]["git"])
-    missing = [f"{row}, scenario {scenario}: {len(found[row, scenario])} of {len(seeds)} seeds"
-               for row in rows for scenario in SCENARIOS if sorted(found[row, scenario]) != list(seeds)]
-    if missing or len(commits) != 1 or not all(str(commit).isalnum() for commit in commits):
-        sys.exit("\n".join([f"The study in {folder} is not complete, or is not of one clean commit.", *missing,
-                            f"commits: {', '.join(map(str, commits))}"]))
+        settings[row].add(json.dumps({**trial, "seed": None}, sort_keys=True))
+        commits.add(str(record["provenance"]["git"]))
+    problems = [f"{row}, scenario {scenario}: {len(found[row, scenario])} of {len(seeds)} seeds"
+                for row in rows for scenario in scenarios_of(row) if sorted(found[row, scenario]) != list(seeds)]
+    problems += [f"{row}, scenario {scenario}: its trials differ in more than the seed"
+                 for (row, scenario), values in settings.items() if len(values) > 1]
+    if problems or len(commits) != 1 or not all(re.fullmatch("[0-9a-f]+", commit) for commit in commits):
+        sys.exit("\n".join([f"The study in {folder} is not complete, or is not of one clean commit.", *problems,
+                            f"commits: {', '.join(sorted(commits))}"]))
     return {(row, scenario): np.array([found[row, scenario].get(seed, np.nan) for seed in seeds])
             for row in rows for scenario in (*SCENARIOS, GIVEN)}
 
@@ -55,7 +71,9 @@ def summarize(accuracies: Accuracies) -> list[str]:
     for row in ROWS:
         series = [accuracies[row, scenario] for scenario in (*SCENARIOS, GIVEN)]
         cells = ["diverged" if np.isnan(x).any() else f"{x.mean():.1f} ({x.std(ddof=1):.1f})" for x in series]
-        lines.append(f"| {row} | {' | '.join(cells[:2])} | {cells[2] if np.isfinite(series[2]).any() else ''} |")
+        cells = [cell if scenario in scenarios_of(row) or np.isfinite(x).any() else ""
+                 for cell, x, scenario in zip(cells, series, (*SCENARIOS, GIVEN), strict=True)]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
 
@@ -77,8 +95,8 @@ def verdict(low: float, high: float) -> str:
 
 
 def compare(accuracies: Accuracies, ours: str, rivals: tuple[str, ...], corrected: bool) -> list[str]:
-    """Return the lines of a table that compares a row with its rivals in both scenarios, as one family of tests."""
-    pairs = [(rival, scenario) for scenario in SCENARIOS for rival in rivals]
+    """Return the lines of a table that compares a row with its rivals in its scenarios, as one family of tests."""
+    pairs = [(rival, scenario) for scenario in scenarios_of(ours) for rival in rivals]
     differences = [accuracies[ours, scenario] - accuracies[rival, scenario] for rival, scenario in pairs]
     diverged = [int(np.isnan(difference).sum()) for difference in differences]
     tested = [i for i, count in enumerate(diverged) if not count and np.ptp(differences[i]) > 1e-10]
@@ -107,16 +125,26 @@ def rank(accuracies: Accuracies, scenario: str) -> str:
     return ", ".join(f"{row} {means[row]:.1f}" for row in sorted(means, key=lambda row: -np.nan_to_num(means[row])))
 
 
+def describe_origin(folder: Path) -> str:
+    """Return the commit of a study and the processors that ran its trials, as a sentence."""
+    origins = [record["provenance"] for record in read_records(folder)]
+    machines = Counter(origin["machine"] for origin in origins)
+    return (f"All trials ran at commit {origins[0]['git'][:8]}: "
+            + ", ".join(f"{count} on {machine}" for machine, count in machines.most_common()) + ".")
+
+
 def main(study: Path, *larger_budget: Path) -> None:
     """Print all comparisons of a study and, given the study with 256 steps, the order of the means at both budgets."""
     accuracies = read(study, ROWS, SEEDS)
     print("# Comparisons of the protocol\n\nMean accuracy over the ten tasks after the last one, in percent, over ten "
-          "seeds. Each seed has its own training and test images. PROTOCOL.md defines the tests and verdicts.")
+          "seeds. Each seed has its own training and test images. PROTOCOL.md defines the tests and verdicts. "
+          + describe_origin(study))
     print("\n## Means, and standard deviations over seeds\n", *summarize(accuracies), sep="\n")
     print("\n## Primary comparisons\n", *compare(accuracies, "lora", PRIMARY, True), sep="\n")
     print("\n## Secondary comparisons\n", *compare(accuracies, "lora", SECONDARY, True), sep="\n")
-    print("\n## Exploratory comparisons, without correction\n",
-          *compare(accuracies, "lora-head-rate", EXPLORATORY, False), sep="\n")
+    print("\n## Exploratory comparisons, without correction")
+    for row in ("lora-head-rate", TASK_ONLY):
+        print("", *compare(accuracies, row, EXPLORATORY, False), sep="\n")
     for folder in larger_budget:
         budgets = {64: accuracies, 256: read(folder, BUDGET_ROWS, BUDGET_SEEDS)}
         print("\n## Order of the means on seeds 0 to 2\n\n| steps per task | task IDs | methods, best first |\n"

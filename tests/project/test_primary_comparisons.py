@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ def write_study(primary, folder, seeds, offset=None, **changes):
     """Write a record for each row, scenario and seed; `offset` gives the accuracy in percent of a row and a seed."""
     (folder / "records").mkdir(parents=True)
     for row in primary.ROWS:
-        for scenario in primary.SCENARIOS:
+        for scenario in primary.scenarios_of(row):
             for seed in seeds:
                 accuracy = (offset or (lambda *_: 50.0))(row, scenario, seed) / 100
                 record = {"label": f"{row}:recipe.lr=1e-3", "status": "done", "R": [[0.1, 0.1], [accuracy, accuracy]],
-                          "trial": {"scenario": scenario, "seed": seed}, "provenance": {"git": "abc123"},
+                          "trial": {"scenario": scenario, "seed": seed, "own_recipe": {"lr": 1e-3}},
+                          "provenance": {"git": "abc123", "machine": "AMD"},
                           "errors": [{"given": [6, 9], "samples": [10, 10]}] if scenario == "class" else []}
                 record |= changes if (row, scenario, seed) == ("ewc", "task", 3) else {}
                 (folder / "records" / f"{row}{scenario}{seed}.json").write_text(json.dumps(record))
@@ -85,7 +87,10 @@ def test_a_method_that_diverged_is_not_tested_and_counts_in_the_family(primary, 
 @pytest.mark.parametrize(("seeds", "changes", "message"), [
     (range(9), {}, "ewc, scenario task: 9 of 10 seeds"),
     (range(10), {"status": "failed"}, "ewc, scenario task: 9 of 10 seeds"),
-    (range(10), {"provenance": {"git": "abc123+dirty"}}, "abc123+dirty")])
+    (range(10), {"provenance": {"git": "abc123+dirty"}}, "abc123+dirty"),
+    (range(10), {"provenance": {"git": None}}, "commits: None, abc123"),
+    (range(10), {"trial": {"scenario": "task", "seed": 3, "own_recipe": {"lr": 1e-4}}},
+     "ewc, scenario task: its trials differ in more than the seed")])
 def test_a_study_that_is_incomplete_or_of_two_commits_is_refused(primary, tmp_path, seeds, changes, message):
     with pytest.raises(SystemExit, match="not complete") as error:
         primary.read(write_study(primary, tmp_path / "s", seeds, **changes), primary.ROWS, range(10))
@@ -97,6 +102,8 @@ def test_the_script_prints_all_tables(primary, tmp_path, capsys):
                  write_study(primary, tmp_path / "t", range(3), lambda row, *_: {"er": 80.0}.get(row, 60.0)))
     printed = capsys.readouterr().out
     assert "| lora | 60.0 (0.0) | 60.0 (0.0) | 75.0 (0.0) |" in printed
+    assert re.search(r"\| seq-lora \| [0-9.]+ \([0-9.]+\) \|  \|  \|\n", printed) and "abc123: 210 on AMD." in printed
+    assert printed.count("| with task IDs |") == printed.count("| without task IDs |") + 9  # seq-lora has one scenario
     assert "| 256 | without task IDs | er 80.0, naive 60.0, lora 60.0, joint-equal-steps 60.0 |" in printed
     assert printed.count("\n## ") == 5
 
