@@ -2,8 +2,7 @@
 
     python benchmarks/recompute.py reports/lora_question/vision_task [FOLDER ...]
 
-The script prints each cell of the first section of report.md that differs, and the number of cells that agree. It
-supports up to 10 seeds.
+It prints each cell of report.md that differs, and how many agree. It supports up to 10 seeds.
 """
 
 import itertools
@@ -17,10 +16,10 @@ from scipy import stats
 
 
 def interval(values):
-    """Return the cell of a mean with its 95% interval: Student's t with fewer than 8 seeds, else expanded BCa."""
+    """Return a mean in percent and half of its 95% interval: Student's t below 8 seeds, else expanded BCa."""
     x, n, t = 100 * np.asarray(values), len(values), stats.t.ppf(0.975, len(values) - 1)
     if n < 8 or np.ptp(x) <= 1e-10:
-        return f"{x.mean():.2f} ± {t * x.std(ddof=1) / n**0.5:.2f}"
+        return x.mean(), t * x.std(ddof=1) / n**0.5
     counts = np.array([np.bincount(c, minlength=n) for c in itertools.combinations_with_replacement(range(n), n)])
     weights, off = stats.multinomial.pmf(counts, n, [1 / n] * n), x - x.mean()
     means, close = counts @ off / n, 1e-9 * abs(off).max()
@@ -29,8 +28,7 @@ def interval(values):
     z = bias + np.array([-1, 1]) * (n / (n - 1)) ** 0.5 * t
     order = np.argsort(means)
     places = np.searchsorted(weights[order].cumsum(), stats.norm.cdf(bias + z / (1 - a * z)))
-    low, high = means[order[np.minimum(places, len(order) - 1)]]
-    return f"{x.mean():.2f} ± {(high - low) / 2:.2f}"
+    return x.mean(), np.ptp(means[order[np.minimum(places, len(order) - 1)]]) / 2
 
 
 def differences(first, second):
@@ -42,12 +40,11 @@ def differences(first, second):
 def p_value(first, second, family):
     """Return the p-value of two methods in a family of `family` tests, or 2 if one is near 100% and not tested."""
     d, (first, second) = differences(first, second)
-    n = len(d)
     if np.ptp(d) + abs(d[0]) > 1e-12 and any(1 - np.mean(x) < 3 * np.std(x, ddof=1) - 1e-12 for x in (first, second)):
         return 2.0
     if np.ptp(d) <= 1e-12:  # without deviation there is no t-test, so use the p-value of sign flips
-        return 1.0 if abs(d[0]) <= 1e-12 else 2.0 ** (1 - n)
-    if n < 8 or family * 2.0 ** (1 - n) > 0.05:
+        return 1.0 if abs(d[0]) <= 1e-12 else 2.0 ** (1 - len(d))
+    if (n := len(d)) < 8 or family * 2.0 ** (1 - n) > 0.05:
         return stats.ttest_1samp(d, 0).pvalue
     return (abs(np.array(list(itertools.product((-1, 1), repeat=n))) @ d) >= abs(d.sum()) - 1e-10 * abs(d).sum()).mean()
 
@@ -60,31 +57,34 @@ def holm(ps):
 
 def check(folder):
     """Return a string for each cell of a report: empty if the cell agrees, else both values."""
-    section = re.split(r"^## ", (folder / "report.md").read_text().replace("\\", ""), flags=re.M)[1]
-    legend = re.search(r"Names for --methods: (.*)\.", section)[1]
-    ids = dict(entry.split(" = ", 1) for entry in legend.split("; "))
-    records = [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
-    short = {r["label"]: re.sub(r":recipe\.[^:]*", "", r["label"]) for r in records}
+    sections = re.split("^## ", (folder / "report.md").read_text().replace("\\", ""), flags=re.M)
+    records = [json.loads(path.read_text()) for path in folder.glob("records/*.json")]
+    return [cell for text in sections if "Names for --methods" in text for cell in check_section(text, records)]
+
+
+def check_section(section, records):
+    """Return the strings of a section, which is about one scenario."""
+    ids = dict(e.split(" = ", 1) for e in re.search(r"Names for --methods: (.*)\.", section)[1].split("; "))
+    scenario = re.search(r"(\w+)-IL", section)[1].lower()
+    records = sorted((r for r in records if r["trial"]["scenario"] == scenario), key=lambda r: r["trial"]["seed"])
+    short = {r["label"]: re.sub(":recipe[.][^:]*", "", r["label"]) for r in records}
     labels = {s if list(short.values()).count(s) == 1 else label: label for label, s in short.items()}
-    acc = {}
-    for r in records:
-        acc.setdefault(r["label"], {})[r["trial"]["seed"]] = np.mean(r["R"][-1])
-    series = {name: dict(sorted(acc[labels[id_]].items())) for name, id_ in ids.items()}
-    cells = []
+    series = {name: {r["trial"]["seed"]: np.mean(r["R"][-1]) for r in records if r["label"] == labels[id_]}
+              for name, id_ in {**dict(zip(labels, labels, strict=True)), **ids}.items()}
+    cells, blocks = [], section.split("\n\n")
 
-    def compare(where, shown, expected):
-        cells.append("" if shown == expected else f"{where}: report {shown}, recomputed {expected}")
-
-    blocks = section.split("\n\n")
+    def compare(where, shown, expected):  # a value halfway between two digits may be rounded up or down
+        numbers = [*map(float, shown.split("±"))] if "±" in shown else []
+        same = np.allclose(numbers, expected, 0, 0.0050001) if numbers else shown == expected
+        cells.append("" if same else f"{where}: report {shown}, recomputed {expected}")
     for before, table in zip(["", *blocks], blocks, strict=False):
         rows = [[c.strip(" *") for c in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
         named = [(name, row) for row in rows if (name := re.sub(r" [†‡§¶※△○]+$", "", row[0])) in series]
         for name, row in named if rows and rows[0][2:3] == ["accuracy (%) ↑"] else []:
             compare(f"{name}, accuracy", row[2], interval([*series[name].values()]))
         if title := re.fullmatch(r"\*\*Accuracy: each method minus (.*?)(, which .*)?\*\*", before):
-            family, names = int(re.search(r"corrected for (\d+)", table)[1]), [name for name, _ in named]
-            pairs = [(name, title[1]) for name in names]
-            pairs += itertools.combinations(names, 2) if family > len(pairs) else []  # the family is all pairs
+            family, pairs = int(re.search(r"corrected for (\d+)", table)[1]), [(name, title[1]) for name, _ in named]
+            pairs += itertools.combinations([name for name, _ in named], 2) if family > len(pairs) else []  # all pairs
             ps = [p_value(series[first], series[second], family) for first, second in pairs]
             for (name, row), p, corrected in zip(named, ps, holm(ps), strict=False):
                 x, where = differences(series[name], series[title[1]])[0], f"{name} minus {title[1]}"

@@ -49,7 +49,7 @@ def read(folder: Path, rows: tuple[str, ...], seeds: range) -> Accuracies:
             sys.exit(f"{row[0]}, scenario {row[1]}, has two records of seed {seed}")
         if status in ("done", "diverged"):
             found[row][seed] = 100 * np.mean(record["R"][-1]) if status == "done" else np.nan
-        if status == "done" and trial["scenario"] == "class" and record["errors"]:
+        if status == "done" and trial["scenario"] == "class" and record.get("errors"):
             errors = record["errors"][-1]
             found[row[0], GIVEN][seed] = 100 * np.mean(np.divide(errors["given"], errors["samples"]))
         settings[row].add(json.dumps({**trial, "seed": None}, sort_keys=True))

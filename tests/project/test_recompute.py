@@ -5,7 +5,7 @@ import importlib
 import pytest
 from helpers import ROOT
 
-FOLDERS = sorted(path.parent for path in ROOT.glob("reports/lora_question/*/records"))
+FOLDERS = [ROOT / "reports/newsgroups", *sorted(p.parent for p in ROOT.glob("reports/lora_question/*/records"))]
 
 
 @pytest.fixture(scope="module")
