@@ -23,6 +23,8 @@ MODEL_NAMES = {"mlp": "MLP", "resnet20": "ResNet-20", "timm:vit_small_patch14_di
                "timm:efficientnet_lite0": "EfficientNet-Lite0", "hf:all-MiniLM-L6-v2": "MiniLM"}
 BENCHMARK_NAMES = {"split-cifar100": "Split-CIFAR-100", "split-mnist": "Split-MNIST", "split-newsgroups":
                    "Split-Newsgroups", "permuted-mnist": "Permuted-MNIST", "split-mnist-5k": "Split-MNIST-5k"}
+DRAWS = ("test_per_class", "train_draw", "test_draw")  # options that choose the images of a stream
+DESCRIPTIVE = ("lora_question/answer_budget",)  # folders whose study has no verdicts, by its protocol
 Measure = Callable[[Record], float]
 
 
@@ -43,6 +45,7 @@ class Row:
 
     label: str
     trials: Mapping[int, Record]
+    own_label: bool = False  # whether the study's file gives the row a label
     tuned_elsewhere: bool = False  # whether a study that differs only in its test samples tuned the method
 
     @property
@@ -112,11 +115,14 @@ class Study:
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """Return what defines the study's setting: stream, scenario, backbone and amount of training."""
+        """Return what defines the study's setting: stream, scenario, backbone and LoRA's number of steps per task.
+
+        Which images of the stream are drawn, and how many for the test, does not count.
+        """
         trial = self.trial
-        options = {name: value for name, value in trial.benchmark.options.items() if name != "test_per_class"}
+        options = {name: value for name, value in trial.benchmark.options.items() if name not in DRAWS}
         return (trial.benchmark.name, str(sorted(options.items())), *trial.environment[1:4],
-                f"epochs={trial.recipe.epochs} iterations={trial.recipe.iterations}")
+                f"steps={self.rows_of(LORA)[0].first.costs.steps}")
 
     @property
     def scenario_title(self) -> str:
@@ -155,13 +161,14 @@ class Study:
     def variants(self, *names: str) -> list[Row]:
         """Return the rows of some methods, but only the best one of rows that differ only in training configuration.
 
-        In Task-IL, rows that also differ in their way to infer the task count as one row too.
+        Rows with a label of their own, such as `lora-head-rate`, are left out if there is one without. In Task-IL, rows
+        that also differ in their way to infer the task count as one row too.
         """
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows_of(*names):
             options = row.options_except("infer") if self.scenario == "task" else row.options_except()
             groups.setdefault((row.name, str(options)), []).append(row)
-        return [best_row(rows) for rows in groups.values()]
+        return [best_row([row for row in rows if not row.own_label] or rows) for rows in groups.values()]
 
     def main_row(self, *names: str) -> Row | None:
         """Return the row that represents some methods: the one with the highest mean accuracy.
@@ -182,12 +189,15 @@ def best_row(rows: Iterable[Row]) -> Row:
 def read_studies(reports: Path = ROOT / "reports") -> list[Study]:
     """Return the sections with LoRA of all committed reports on accuracy, in the order of their folders."""
     studies: list[Study] = []
-    for folder in sorted(path.parent for path in reports.glob("**/records")):
+    folders = sorted(path.parent for path in reports.glob("**/records"))
+    for folder in [path for path in folders if str(path.relative_to(reports)) not in DESCRIPTIVE]:
         records, problems = Store(folder).read()
         if problems:
             raise ClbenchError(f"{folder} has unreadable records: {problems}")
+        own_labels = {record.key for record in records if record.label.partition(":")[0] != record.trial.method.name}
         for setting in name_settings(records):
-            rows = tuple(Row(methods.label, {record.trial.seed: record for record in methods.done})
+            rows = tuple(Row(methods.label, {record.trial.seed: record for record in methods.done},
+                             methods.done[0].key in own_labels)
                          for methods in sorted(setting.methods, key=lambda methods: methods.label) if methods.done)
             if any(row.name == LORA and not row.first.metric for row in rows):  # an empty metric means accuracy
                 studies.append(Study(str(folder.relative_to(reports)), rows))

@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 
 from clbench.core.compat import tomllib
 from clbench.core.options import format_value
+from clbench.experiment.trial import Trial
 from clbench.results.stats import Interval
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "lora_question"))
@@ -270,6 +271,32 @@ def test_the_main_row_is_the_best_of_rank_4_and_variants_have_their_best_trainin
     assert [r.label for r in study.variants("lora")] == [
         "lora:rank=4:recipe.lr=0.2", "lora:rank=4:alpha=8:recipe.lr=0.1", "lora:rank=8:recipe.lr=1e-3"]
     assert study.variants("ewc") == [] and study.main_row("ewc") is None
+
+
+def test_a_row_with_a_label_of_its_own_represents_its_method_only_if_it_is_alone():
+    better = replace(row(0.95, rank=4, lr=0.3), own_label=True)
+    assert evidence.Study("x", (row(0.9, rank=4), better)).main_row("lora").label == "lora:rank=4:recipe.lr=1e-3"
+    assert evidence.Study("x", (better,)).main_row("lora") is better
+
+
+def test_draws_of_other_images_and_epochs_of_as_many_steps_are_the_same_setting(studies, tmp_path):
+    path = next((ROOT / "reports" / "lora_question" / "vision_task" / "records").glob("*.json"))
+    for folder, change in {"answer": {"train_draw": "seed", "test_draw": "seed", "test_per_class": 10},
+                           "answer_budget": {}}.items():
+        records = tmp_path / "lora_question" / folder / "records"
+        records.mkdir(parents=True)
+        for source in path.parent.glob("*.json"):
+            record = json.loads(source.read_text())
+            if record["trial"]["method"]["name"] != "lora" or record["trial"]["seed"] > 1:
+                continue
+            record["trial"]["benchmark"]["options"] |= change
+            record["trial"]["recipe"] |= {"epochs": None, "iterations": 64}
+            record["key"] = Trial.model_validate(record["trial"]).key
+            record["label"] = "best" if record["trial"]["method"]["options"]["rank"] == 16 else record["label"]
+            (records / f"{record['key']}.json").write_text(json.dumps(record))
+    answer, = evidence.read_studies(tmp_path)  # the other one has no verdicts by its protocol
+    assert answer.setting == next(s for s in studies if s.name == "vision_task (Task-IL)").setting
+    assert {r.own_label for r in answer.rows} == {True, False}
 
 
 def test_in_task_il_rows_that_would_infer_the_task_differently_are_one():
