@@ -11,7 +11,7 @@ from pathlib import Path
 
 from claim_list import CLAIMS
 from claim_pages import ClaimResult, claim_page, rows_csv
-from claim_summary import summary_page
+from claim_summary import studies_page, summary_page
 from evidence import ROOT, Study, read_studies
 
 DOCS = ROOT / "docs"
@@ -21,7 +21,8 @@ def render_pages(studies: list[Study]) -> Mapping[Path, str]:
     """Return the text of each file, by its path."""
     claims = [ClaimResult.of(claim, studies) for claim in CLAIMS]
     folder = DOCS / "claims"
-    return {DOCS / "lora-claims.md": summary_page(claims, studies), folder / "rows.csv": rows_csv(claims),
+    return {DOCS / "lora-claims.md": summary_page(claims), folder / "rows.csv": rows_csv(claims),
+            folder / "studies.md": studies_page(studies),
             **{folder / f"{claim.slug}.md": claim_page(claim) for claim in claims}}
 
 
