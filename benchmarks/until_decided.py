@@ -4,7 +4,9 @@
 
 False claims: methods that are equal on average get the largest number of seeds, and every interim analysis of every
 pair counts, so that no stopping rule could claim more. Noise is normal, symmetric with heavy tails, or that of one
-method close to 100% (`saturated`), which reports do not test. Seeds: differences are normal. The paired t-test of 20
+method close to 100% (`near 100%`). As in reports, a method is not tested while its mean is within three standard
+deviations of 100%. `shared samples` is the case of error_rates.py in which all seeds are tested on the same samples.
+Seeds: differences are normal. The paired t-test of 20
 seeds finds the effect with 90% power, in the same family and with the same correction. Either one method has the effect
 or all methods have it. The tests are those of clbench (`clbench.results.sequential`). The script writes
 benchmarks/until_decided.md.
@@ -20,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from error_rates import SHARED, shared
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
@@ -27,6 +30,8 @@ from scipy.stats import nct
 
 from clbench.experiment.until import UntilDecided
 from clbench.results import sequential
+from clbench.results.items import cross
+from clbench.results.paired import NEAR_LIMIT
 from clbench.results.stats import ALPHA
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +39,7 @@ RULES = (UntilDecided(first=3, most=30), UntilDecided(first=3, most=12), UntilDe
 FAMILIES = (("baseline", 1), ("baseline", 4), ("baseline", 9), ("baseline", 36),  # methods without the baseline
             ("all pairs", 3), ("all pairs", 5), ("all pairs", 10))  # all methods
 SYMMETRIC = ("normal", "normal, unlike sizes", "t with 3 df")
-SATURATED = ("saturated, others 0.1", "saturated, others 1")
+SATURATED = ("near 100%, others 0.1", "near 100%, others 1")  # the deviation of the other methods
 FIXED, POWER = 20, 0.9
 SIZES = (1.0, 1.5, 2.0)  # multiples of the effect that the fixed number of seeds finds
 GOALS = {1.0: 0.8, 1.5: 0.55, 2.0: 0.4}  # upper limits of the median, as a share of the fixed number of seeds
@@ -47,7 +52,7 @@ def noise(kind: str, shape: tuple[int, int, int], draws: np.random.Generator) ->
     experiments, methods, _ = shape
     if kind == "normal, unlike sizes":
         return draws.standard_normal(shape) * 10 ** draws.uniform(-1, 1, (experiments, methods, 1))
-    if kind in SATURATED:
+    if kind in SATURATED:  # 0 stands for 100%
         found = float(kind.rsplit(maxsplit=1)[1]) * draws.standard_normal(shape) - 1
         found[:, 0] = -draws.exponential(1.0, (experiments, shape[2]))
         return found
@@ -57,6 +62,20 @@ def noise(kind: str, shape: tuple[int, int, int], draws: np.random.Generator) ->
 def size_of(asked: str, methods: int) -> int:
     """Return the number of tests of a family."""
     return methods if asked == "baseline" else math.comb(methods, 2)
+
+
+def near_limit(accuracies: NDArray[np.float64], first: int) -> NDArray[np.bool_]:
+    """Return whether accuracies (experiment, method, seed) are too close to 0 for a test, after each number of seeds.
+
+    Args:
+        accuracies: at most about 0, which stands for 100%.
+        first: the smallest number of seeds.
+    """
+    n = np.arange(1, accuracies.shape[2] + 1)
+    sums, squares = accuracies.cumsum(axis=2), (accuracies**2).cumsum(axis=2)
+    variance = np.maximum(squares - sums**2 / n, 0) / np.maximum(n - 1, 1)
+    near: NDArray[np.bool_] = (-sums / n < NEAR_LIMIT * np.sqrt(variance))[:, :, first - 1:]
+    return near
 
 
 def false_claims(case: Case) -> float:
@@ -70,9 +89,28 @@ def false_claims(case: Case) -> float:
     for start in range(0, experiments, step):
         drawn = noise(kind, (min(step, experiments - start), count, rule.most), draws)
         differences = (drawn[:, first] - drawn[:, second]).reshape(-1, rule.most)
-        told = sequential.smallest_weighted_p(differences, rule).min(axis=1).reshape(len(drawn), -1).min(axis=1)
+        ps = np.minimum.accumulate(sequential.smallest_weighted_p(differences, rule), axis=1)
+        ps = ps.reshape(len(drawn), len(pairs), -1)
+        if kind in SATURATED:
+            near = near_limit(drawn, rule.first)
+            ps = np.where(near[:, first] | near[:, second], 1.0, ps)
+        told = ps.min(axis=(1, 2))
         shown += sum(len(pairs) * sequential.error_rate(float(q), rule) <= ALPHA for q in told)
     return shown / experiments
+
+
+def claims_on_shared_samples(experiments: int, rule: UntilDecided) -> tuple[float, float]:
+    """Return the shares of false claims of clbench, and of sequential tests that ignore that samples are shared."""
+    draws, shown, ignoring = np.random.default_rng(2), 0, 0
+    for _ in range(experiments):
+        accuracies, scores = shared(draws, (2, rule.most), SHARED["shared test samples"])
+        differences, by_sample = accuracies[1] - accuracies[0], scores[1] - scores[0]
+        ps = [cross(differences[:n], by_sample[:n]).p for n in range(rule.first, rule.most + 1)]
+        analysis = sequential.find_strongest_analysis(differences, rule, ps)
+        shown += analysis is not None and analysis.p <= ALPHA
+        ignored = sequential.find_strongest_analysis(differences, rule)
+        ignoring += ignored is not None and ignored.p <= ALPHA
+    return shown / experiments, ignoring / experiments
 
 
 def by_usual_tests(experiments: int, rule: UntilDecided) -> float:
@@ -156,16 +194,22 @@ def main() -> None:
         for rule, (question, methods) in product(RULES, FAMILIES)]
     goals = ", ".join(f"{GOALS[size] * FIXED:g} at {size:g}" for size in SIZES)
     usual = by_usual_tests(experiments, RULES[0])
+    on_shared = [(rule, *claims_on_shared_samples(experiments, rule)) for rule in RULES]
     error = 100 * (ALPHA * (1 - ALPHA) / experiments) ** 0.5
     told = [
         f"# Seeds until decided, simulated\n\n`python benchmarks/until_decided.py`: {experiments:,} experiments in "
         "each cell.\n\n## False claims\n\nAll methods are alike on average; the share (%) of experiments in which some "
         f"look at some test of the family shows a difference at {100 * ALPHA:g} %, whatever the rule of stopping. With "
-        f"symmetric noise at most {100 * symmetric:.2f} %; where one method is saturated up to "
-        f"{100 * saturated:.1f} %. One standard error is {error:.2f} points at 5 %. The usual paired t test, made "
+        f"symmetric noise at most {100 * symmetric:.2f} %; where one method is near 100 % up to "
+        f"{100 * saturated:.2f} %. One standard error is {error:.2f} points at 5 %. The usual paired t test, made "
         f"after each seed from 3 to 30 as if it were the last, errs in {100 * usual:.0f} %.\n",
         "| family | tests | looks at seeds | " + " | ".join(kinds) + " |",
         "|:--|--:|:--|" + "--:|" * len(kinds), *lines,
+        "\nIf two methods are tested on the same 200 samples in every seed, clbench uses the result on each sample. "
+        "The same sequential tests without these results err more often:\n",
+        "| looks at seeds | shared samples | without the results on samples |", "|:--|--:|--:|",
+        *(f"| {rule.first} to {rule.most} | {100 * known:.2f} | {100 * ignored:.2f} |"
+          for rule, known, ignored in on_shared),
         "\n## Seeds\n\nNormal differences of each method and the baseline, with a mean of so many deviations that the "
         f"paired t test of {FIXED} seeds, corrected over the same family by Holm's rule, finds it with "
         f"{100 * POWER:g} % power, and of 1.5 and 2 times that. After how many seeds such a method is decided (median) "
