@@ -44,7 +44,8 @@ def by_clbench(request: Request) -> dict[str, Any]:
                   "model": f"hf:{request['model']}", "seeds": seeds, "device": request["device"],
                   "methods": [{"name": "seq-lora", "options": {"rank": RANK, "targets": ["q", "v"], **layers}}],
                   "recipe": {"optimizer": "adamw", "lr": LR, "weight_decay": 0.0, "epochs": request["epochs"],
-                             "batch_size": request["batch_size"]}})
+                             "batch_size": request["batch_size"],
+                             "group_by_length": "grouped" in request["contender"]}})
     records = TrialRunner(ExecutionSettings(), request["device"], "").run_stack(plan(spec, discover()))
     assert all(record.status == "done" for record in records), records[0].failure
     tokens = counted(request)

@@ -2,7 +2,8 @@
 
     python benchmarks/speed/language.py --model SmolLM2-135M-Instruct --tasks TASKS
 
-All contenders train rank 8 on q and v, on the same batches with the same padding. They evaluate nll and exact match of
+All contenders train rank 8 on q and v, on the same batches with the same padding, except that `grouped by length` draws
+other batches. They evaluate nll and exact match of
 the same test items before and after training. TASKS is a folder with one task, as in `--benchmark instructions:TASKS`.
 Each measurement has a separate process, and contenders take turns.
 """
@@ -24,7 +25,8 @@ from tabulate import tabulate
 from written import write
 
 THEIRS = "Trainer with PEFT, plain evaluation"
-CONTENDERS = ("clbench", THEIRS, "clbench 4 seeds stacked", "clbench last quarter, blocks:8")
+CONTENDERS = ("clbench", THEIRS, "clbench 4 seeds stacked", "clbench last quarter, blocks:8",
+              "clbench grouped by length")
 HEAD = ["contender", "training tokens/s", "÷ Trainer", "evaluation tokens/s", "÷ plain loop", "peak MB"]
 REPORTS = Path(__file__).resolve().parents[2] / "reports" / "speed"
 

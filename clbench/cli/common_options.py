@@ -228,6 +228,8 @@ RECIPE = (
     click.option("--repeats", type=int, help="Number of consecutive steps on each batch.  [default: 1]"),
     click.option("--accumulate", type=int, metavar="N", help="Compute the gradients of each batch in N parts and add "
                  "them up, which needs less memory.  [default: 1]"),
+    click.option("--group-by-length/--no-group-by-length", default=None, help="For language models: draw batches of "
+                 "items of similar lengths, which need less padding.  [default: no]"),
     click.option("--warmup-ratio", type=float, help="Share of a phase's steps in which the learning rate rises to "
                  "its full value.  [default: 0]"),
     click.option("--max-grad-norm", type=float, help="Norm to which gradients are clipped.  [default: not clipped]"),

@@ -196,11 +196,11 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         settings: settings that override those of the file: methods, benchmark, scenario, model, weights, seeds, until
             ("decided" adds seeds while a comparison is inconclusive), max_seeds, baseline, device, validation, epochs,
             iterations, batch_size, optimizer, lr, lr_per, head_lr, momentum, weight_decay, head_decay, schedule,
-            schedule_by, milestones, decay, repeats, accumulate, warmup_ratio, max_grad_norm, optimizer_state,
-            precision, blur, repeat, imbalance, boundaries, online. None keeps the value of the file, or else the
-            default, also for the settings above. `benchmark` may also be a function that returns an Avalanche
-            benchmark, or such a benchmark itself, and `methods` may contain strategy classes (docs/api.md says how they
-            are identified).
+            schedule_by, milestones, decay, repeats, accumulate, group_by_length, warmup_ratio, max_grad_norm,
+            optimizer_state, precision, blur, repeat, imbalance, boundaries, online. None keeps the value of the file,
+            or else the default, also for the settings above. `benchmark` may also be a function that returns an
+            Avalanche benchmark, or such a benchmark itself, and `methods` may contain strategy classes (docs/api.md
+            says how they are identified).
 
     Returns:
         The record of each trial, by method, then scenario and seed, as a list that also gives its tables and figures.

@@ -6,12 +6,13 @@ the tasks of the benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from clbench.core.options import Strict, format_value
+from clbench.core.errors import SpecError
+from clbench.core.options import Options, Strict, format_value
 from clbench.core.scenario import Scenario
 
 Boundaries = Literal["given", "hidden"]
@@ -112,3 +113,27 @@ def settle(values: Mapping[str, Any]) -> dict[str, Any]:
     if online and isinstance(execution := out.get("execution") or {}, Mapping):
         out["execution"] = {"evaluate_every": ONLINE_EVERY, **execution}
     return out
+
+
+def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, Options, Mapping[str, Any]]],
+                       online: bool = False) -> None:
+    """Check that methods can learn from a stream with this arrival of samples.
+
+    Args:
+        arrival: how samples arrive.
+        rows: label, declaration, options and own recipe of each method.
+        online: whether the experiment is online learning.
+
+    Raises:
+        SpecError: some methods cannot; a line for each.
+    """
+    problems = []
+    for label, info, options, recipe in rows:
+        reason = options.needs_boundaries if info.task_free else "it is not declared task_free"
+        problems.append(arrival.method_problem(label, reason, info.parts_per_task))
+        one_pass = "boundaries = hidden" if arrival.hidden else "online = true" if online else ""
+        if one_pass and (recipe.get("iterations") or recipe.get("epochs", 1) != 1
+                         or (arrival.hidden and recipe.get("repeats"))):
+            problems.append(f"method {label!r}: {one_pass} is one pass; leave the budget out of its recipe")
+    if any(problems):
+        raise SpecError("\n".join(dict.fromkeys(filter(None, problems))))

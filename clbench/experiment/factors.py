@@ -29,6 +29,7 @@ EVERY_UP_TO = 10  # up to this number of factors, all mixtures are planned to fi
 NAMES: Mapping[Place, str] = {
     ("recipe", "lr"): "learning rate", ("recipe", "head_lr"): "learning rate of the heads",
     ("recipe", "schedule_by"): "steps of the schedule", ("recipe", "head_decay"): "weight decay of the heads",
+    ("recipe", "group_by_length"): "grouping of items by length",
     ("recipe", "optimizer"): "optimizer", ("recipe", "max_grad_norm"):
     "gradient clipping", ("recipe", "optimizer_state"): "optimizer state", ("weights", "name"): "weights",
     ("scenario", "name"): "scenario", ("validation", "share"): "validation", METRIC: "metric"}

@@ -16,7 +16,7 @@ from clbench.core.objective import CLASSIFICATION, ObjectiveInfo
 from clbench.core.option_marks import PerMember, marks
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
-from clbench.experiment.arrival import Arrival
+from clbench.experiment.arrival import Arrival, refuse_for_arrival
 from clbench.experiment.inputs import find_weights, network_of, settle_inputs
 from clbench.experiment.recipe import Recipe, with_final_rate
 from clbench.experiment.search import Search, Searched, Tried
@@ -65,6 +65,9 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
     problems += _rows(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
+    if objective.labels != "tokens" and (spec.recipe.group_by_length or any(r.get("group_by_length") for r in recipes)):
+        problems.append(f"benchmark {spec.benchmark.name!r}: group_by_length needs items of tokens, as language models "
+                        "have them; leave it out")
     if objective != CLASSIFICATION:
         declared = [resolved[0] for *_, resolved in methods if resolved]
         problems += _objective_problems(objective, scenarios, spec, declared, registry)
@@ -145,30 +148,6 @@ def _chosen_outputs(options: opt.Options) -> str:
     field, chosen = type(options).model_fields.get("outputs"), getattr(options, "outputs", None)
     defaults = [field and field.default, options.BEFORE.get("outputs"), None]
     return "" if chosen in defaults else str(chosen)
-
-
-def refuse_for_arrival(arrival: Arrival, rows: Sequence[tuple[str, Any, opt.Options, Mapping[str, Any]]],
-                       online: bool = False) -> None:
-    """Check that methods can learn from a stream with this arrival of samples.
-
-    Args:
-        arrival: how samples arrive.
-        rows: label, declaration, options and own recipe of each method.
-        online: whether the experiment is online learning.
-
-    Raises:
-        SpecError: some methods cannot; a line for each.
-    """
-    problems = []
-    for label, info, options, recipe in rows:
-        reason = options.needs_boundaries if info.task_free else "it is not declared task_free"
-        problems.append(arrival.method_problem(label, reason, info.parts_per_task))
-        one_pass = "boundaries = hidden" if arrival.hidden else "online = true" if online else ""
-        if one_pass and (recipe.get("iterations") or recipe.get("epochs", 1) != 1
-                         or (arrival.hidden and recipe.get("repeats"))):
-            problems.append(f"method {label!r}: {one_pass} is one pass; leave the budget out of its recipe")
-    if any(problems):
-        raise SpecError("\n".join(dict.fromkeys(filter(None, problems))))
 
 
 def refuse_doubles(planned: Sequence[PlannedTrial]) -> None:

@@ -34,7 +34,7 @@ class Recipe(Strict):
 
     LATER: ClassVar[tuple[str, ...]] = (
         "warmup_ratio", "max_grad_norm", "milestones", "decay", "repeats", "head_lr", "accumulate",
-        "lr_per", "schedule_by", "head_decay")
+        "lr_per", "schedule_by", "head_decay", "group_by_length")
     model_config = ConfigDict(allow_inf_nan=False)
     optimizer: Optimizer = Field("adam", description="optimizer: adam, adamw or sgd")
     lr: float = Field(1e-3, gt=0, description="learning rate")
@@ -69,6 +69,9 @@ class Recipe(Strict):
     repeats: int | None = Field(
         None, ge=1, description="consecutive optimizer steps on each batch; 1 if not given")
     batch_size: int = Field(128, ge=1, description="new samples per step; replayed samples are added to them")
+    group_by_length: bool = Field(
+        False, description="for language models: whether the items of a batch have similar lengths, which needs less "
+        "padding")
     accumulate: int = Field(1, ge=1, description="number of parts of each batch, for gradient accumulation: their "
                             "gradients are computed one by one and summed")
     optimizer_state: Literal["reset", "keep"] = Field(

@@ -43,7 +43,7 @@ from clbench.training.costs import Clock
 from clbench.training.members import Unstackable, separate_draws, shared_phases, stackable
 from clbench.training.optimizers import make_schedule
 from clbench.training.replica import Replica, TaskResult, begin_phase, divergence, fit_by_itself, last_tenths, on_host
-from clbench.training.sampling import BatchSampler, division_notes
+from clbench.training.sampling import BatchSampler, division_notes, item_lengths
 from clbench.training.steps import TrainStep, keep_members, make_train_step, take_step
 
 CHECK_EVERY = 256  # steps between checks whether all replicas have diverged; each check waits for the device
@@ -226,7 +226,7 @@ class TrainingLoop:
                   ) -> list[BatchSampler]:
         """Return a batch sampler for each replica; `phase` is set if the samples belong to that phase alone."""
         return [BatchSampler(len(part), self.recipe.batch_size, replica.seed, task.index, self.augment, phase,
-                             self.recipe.repeats)
+                             self.recipe.repeats, item_lengths(part, self.recipe))
                 for part, task, replica in zip(samples, tasks, self.replicas, strict=True)]
 
     def _add_notes(self, notes: Iterable[str]) -> None:

@@ -205,8 +205,8 @@ def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: Abstract
     strategy, augment = replica.strategy, replica.stream.augment
     if recipe.head_lr is not None:
         require_head_rate(strategy)
-    for name in ("repeats", "accumulate", "head_decay"):
-        if getattr(recipe, name) not in (None, 1, "all"):
+    for name in ("repeats", "accumulate", "head_decay", "group_by_length"):
+        if getattr(recipe, name) not in (None, 1, "all", False):
             raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: {name} does not go with it")
     if crops_originals(augment, task.train):
         raise SpecError(f"{type(strategy).__name__} trains by a loop of its own, which cannot cut crops out of the "

@@ -15,6 +15,7 @@ from torch import Tensor
 from clbench.core import seeds
 from clbench.core.device import send
 from clbench.core.errors import SpecError
+from clbench.core.tokens import NO_TOKEN
 from clbench.core.torch_private import NormWithStatistics
 from clbench.data.photo_samples import PhotoSamples, Request, crops_originals
 from clbench.data.prepare import Augmentation, RandomResizedCrop
@@ -24,6 +25,33 @@ from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, declares, overrides
 
 Around = Callable[[Batch | None], AbstractContextManager[object]]
+
+
+SPAN, FEWEST_SPANS = 50, 4  # see `group_by_length`
+
+
+def item_lengths(samples: Samples, recipe: Recipe) -> Tensor | None:
+    """Return the number of tokens of each item, int64 [N], if the recipe groups items by length, and None otherwise."""
+    return (samples.x != NO_TOKEN).sum(1).cpu() if recipe.group_by_length else None
+
+
+def group_by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Return a random order of items in which batches have items of similar lengths.
+
+    As in transformers' `group_by_length`, the items of up to 50 batches (at most a quarter of all) are sorted by
+    length. In addition, the batches are shuffled. A smaller last batch stays at the end.
+
+    Args:
+        order: a random permutation of the items, int64 [N].
+        lengths: number of tokens of each item [N].
+        batch_size: number of items in a batch.
+        generator: of the order of the batches.
+    """
+    span = batch_size * max(1, min(len(order) // (FEWEST_SPANS * batch_size), SPAN))
+    grouped = torch.cat([part[lengths[part].argsort(descending=True, stable=True)] for part in torch.split(order, span)])
+    whole = len(grouped) // batch_size * batch_size
+    batches = grouped[:whole].view(-1, batch_size)
+    return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), grouped[whole:]])
 
 
 class BatchSampler:
@@ -40,8 +68,20 @@ class BatchSampler:
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int, task: int,
-                 augment: Augmentation | None = None, phase: int | None = None, repeats: int | None = None) -> None:
-        """Start before the first pass; `phase` is set if the samples belong to that phase alone."""
+                 augment: Augmentation | None = None, phase: int | None = None, repeats: int | None = None,
+                 lengths: Tensor | None = None) -> None:
+        """Start before the first pass.
+
+        Args:
+            samples: number of samples.
+            batch_size: number of samples in a batch.
+            seed: the trial's seed.
+            task: the index of the task.
+            augment: the augmentation of images.
+            phase: the number of the phase, if the samples belong to that phase alone.
+            repeats: how many times in a row each batch is drawn.
+            lengths: number of tokens of each sample [samples], to group samples of similar lengths (`item_lengths`).
+        """
         axes = (task,) if phase is None else (task, phase)
         self.samples = samples
         self.batch_size = batch_size
@@ -51,6 +91,7 @@ class BatchSampler:
         self.draws = (seeds.generator(seed, "augmentation", *axes),
                       seeds.generator(seed, "augmentation of replay", *axes))
         self.repeats = repeats or 1
+        self.lengths = lengths
         self.passes = 0
         self.can_be_first = not phase  # whether its first pass is the first over the samples of the task
         self.is_repeated = False  # whether the latest batch repeats the batch before it
@@ -59,8 +100,10 @@ class BatchSampler:
     def following(self, device: torch.device) -> Tensor:
         """Return the indices of the next batch, int64 [N]; if a new pass begins, its indices are put on `device`."""
         if not self.left:
-            order = send(torch.randperm(self.samples, generator=self.generator), device)
-            batches = reversed(torch.split(order, self.batch_size))
+            order = torch.randperm(self.samples, generator=self.generator)
+            if self.lengths is not None:
+                order = group_by_length(order, self.lengths, self.batch_size, self.generator)
+            batches = reversed(torch.split(send(order, device), self.batch_size))
             self.left = list(itertools.chain.from_iterable([batch] * self.repeats for batch in batches))
             self.passes += 1
         self.is_repeated = len(self.left) % self.repeats != 0
