@@ -16,8 +16,8 @@ not specify a detail, the authors' code (google-research/l2p):
 - All of these codes let the samples of a batch vote and give the most frequent prompts to the whole batch
   (`batchwise_prompt`), at test time too. A prediction then depends on the batch. The paper chooses prompts for each
   sample, as is done here.
-- The authors' configuration for Split-CIFAR-100 has prompts of 10 tokens, top 4 and pull 1; PILOT's and Mammoth's
-  have 5, 5 and 0.1.
+- The authors' configuration for Split-CIFAR-100 has prompts of 10 tokens, top 4 and pull 1; PILOT's has 5, 5 and 0.1,
+  and Mammoth's 5, 5 and 0.5.
 - Prompts and keys start uniform in [0, 0.01), as in the authors' code; in the ports uniform in [-1, 1).
 - The paper's penalty on prompts that earlier tasks chose often is left out, as in its results and codes.
 - Their head starts at zero; here it is the network's own.

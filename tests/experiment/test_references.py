@@ -73,6 +73,33 @@ def test_amended_cells_of_other_tables():
     assert "lwf" not in {cell.label for cell in hsu.cells}
 
 
+def test_tables_on_cifar_have_the_settings_of_their_codes():
+    def trials(name):
+        _, reference = references.find(name)
+        planned = reference.plan(reference.cells, discover(), {"seeds": 1}, dry_run=True)
+        return {one[0].label: one[0].trial for one in planned}
+
+    # config/zz_SD-LoRA/sd_lora-vit-cifar100-b10-10-10.yaml of LibContinual: init_mag
+    assert trials("libcontinual-sd-lora-split-cifar100")["sd-lora"].method.options["magnitude"] == 1
+    # models/config/l2p.yaml of Mammoth: pull_constraint_coeff
+    assert trials("mammoth-prompts-split-cifar100")["l2p"].method.options["pull"] == 0.5
+    # models/der.py, derpp.py and agem.py of Mammoth: the loss reads all outputs of the network
+    assert {trials(name)[label].method.options["outputs"] for name, label in (
+        ("mammoth-split-cifar100", "der"), ("mammoth-split-cifar100", "der++"), ("mammoth-split-cifar10", "a-gem"))
+        } == {"all"}
+    # scripts/reproduce.json and models/slca_utils/slca.py of Mammoth: no --optim_wd
+    slca = trials("mammoth-slca-split-cifar100")["slca"].recipe
+    assert (slca.weight_decay, slca.momentum) == (0, 0.9)
+    # RanPAC.py steps its schedule after each epoch; args/cifar224_publish.csv has shuffle and seed 1993
+    ranpac = trials("ranpac-split-cifar100")
+    adapted = ranpac["ranpac-adapted"]
+    assert (adapted.recipe.schedule, adapted.recipe.schedule_by, adapted.recipe.head_decay) == (
+        "cosine", "epoch", "learning")
+    assert {trial.benchmark.options["class_order"] for label, trial in ranpac.items()
+            if label not in ("linear-probe", "full-fine-tuning")} == {"numpy:1993"}
+    assert {ranpac[label].recipe.schedule for label in ("linear-probe", "full-fine-tuning")} == {"constant"}
+
+
 def test_lwf_of_2018_is_of_the_trials_of_the_table_of_2019():
     planned = {}
     for name in ("van-de-ven-2018-split-mnist", "van-de-ven-split-mnist"):
