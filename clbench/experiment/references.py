@@ -48,6 +48,7 @@ class Cell(Strict):
     allowance: float = Field(0.0, ge=0)  # points added to the tolerance for a stated reason
     reason: str = ""  # reason for the allowance, or source of a standard deviation that the paper does not give
     widest: float | None = Field(None, gt=0)  # replaces the reference's value if the published deviation is large
+    gpu: bool = False  # whether the method does not work on a CPU, so that results from one are not judged
     benchmark: Named | None = None  # replaces the experiment's benchmark
     model: Named | None = None  # replaces the experiment's model
     recipe: dict[str, Any] = Field({})  # parts of the recipe that differ from the experiment's

@@ -5,7 +5,8 @@ the rounding of the published value and the cell's stated allowance. If the stan
 half width of Student's interval of our mean is used instead.
 
 Verdicts: `reproduced` (the difference is within the tolerance), `not reproduced` (it is not, or a seed diverged),
-`inconclusive` (the tolerance is so wide that agreement says nothing, or there are too few seeds), `not run`.
+`inconclusive` (the tolerance is so wide that agreement says nothing, there are too few seeds, or the cell needs a GPU
+and was run on a CPU), `not run`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ def _judge(reference: Reference, cell: Cell, records: Sequence[Record]) -> Check
                 if r.stale]
     tolerance = allowed(reference, cell, accuracies) if len(accuracies) > 1 else None
     verdict: Verdict = "not run"
-    if any(r.status == "diverged" for r in records):
+    if cell.gpu and any(r.provenance.device == "cpu" for r in records):
+        verdict = "inconclusive"
+        remarks.append("the method does not work on a CPU, so delete these results and use a GPU (--device cuda)")
+    elif any(r.status == "diverged" for r in records):
         verdict = "not reproduced"
     elif tolerance is None and accuracies:
         verdict = "inconclusive"

@@ -28,6 +28,7 @@ def test_without_a_name_the_references_are_listed(capsys, tmp_path):
     assert list(rows) == list(references.shipped())
     assert re.match(rf"8 +0 +{NONE} +weights, data, GPU +[\d,]+ +[\d.]+$", rows["ranpac-split-cifar100"])
     assert re.match(r"30 +30 +29 +data +[\d.]+ +(under )?[\d.]+$", rows["hsu-split-mnist"])
+    assert re.match(r"8 +5 +3 +data, GPU +", rows["avalanche-baselines"])  # Avalanche's SI needs one
     (tmp_path / "cifar100.safetensors").touch()
     rows = dict(line.split(None, 1) for line in call(capsys, "--data", tmp_path)[1].splitlines() if line)
     assert rows["ranpac-split-cifar100"].split()[3:5] == ["weights,", "GPU"]

@@ -102,6 +102,20 @@ def test_all_seeds_of_a_cell_count_and_nothing_else_does(reference):
     assert (len(first.accuracies), len(second.accuracies)) == (7, 2)
 
 
+def test_results_of_a_cpu_do_not_count_for_a_method_that_needs_a_gpu(tmp_path):
+    reference = references.read_reference(write(tmp_path, cells=[CELLS[0] + "\ngpu = true"]))
+    trials = [[planned.trial for planned in cell] for cell in reference.plan(reference.cells, discover())]
+    for device, verdict in (("cpu", "inconclusive"), ("cuda: a card", "reproduced")):
+        records = []
+        for seed, value in enumerate([90.0, 90.2, 89.9, 90.1]):
+            trial = trials[0][0].model_copy(update={"seed": seed})
+            record = make_record(R=ending_in(value), device=device)
+            records.append(record.model_copy(update={"trial": trial, "key": trial.key}))
+        checked, = check(reference, trials, records)
+        assert checked.verdict == verdict
+        assert any("does not work on a CPU" in remark for remark in checked.remarks) == (device == "cpu")
+
+
 def test_the_report_has_every_cell_the_rule_and_the_source(reference):
     checked = judged(reference, [[90.0, 90.2, 89.9, 90.1], [10.0, 10.1], []])
     text = verified.markdown(reference, checked)

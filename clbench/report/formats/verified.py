@@ -23,7 +23,8 @@ reference, cells: a published table, and how many of its numbers clbench can rep
 run, reproduced: cells that the authors of clbench have run, and how many of these match the published number. The
 others do not match or are inconclusive (docs/results/verify.md).
 needs: what you still need. Pass weights with --weights FILE; without it, `clbench verify NAME` says which they are.
-`clbench data` shows which data sets are missing. Use a GPU if a reference takes more than {GPU_FROM} core hours.
+`clbench data` shows which data sets are missing. A GPU is needed if a reference takes more than {GPU_FROM} core hours,
+or if one of its methods does not work on a CPU.
 core hours, H100 hours: estimated time of all cells and seeds, at 50 GFLOP/s for a core of a CPU and 200 TFLOP/s for an
 H100. `clbench verify NAME --dry-run` estimates the time on this machine."""
 METRIC_NAMES: dict[CellMetric, str] = {
@@ -98,7 +99,7 @@ def listing(references: Mapping[str, Reference], statuses: Mapping[str, Status],
         flops = None if status.flops is None else status.flops * len(reference.spec(reference.cells[0]).seeds)
         core_hours = None if flops is None else flops / CORE / 3600
         needs = [*(["weights"] if reference.weights else []), *(["data"] if name in lacking_data else []),
-                 *(["GPU"] if core_hours and core_hours > GPU_FROM else [])]
+                 *(["GPU"] if (core_hours or 0) > GPU_FROM or any(cell.gpu for cell in reference.cells) else [])]
         judged = {verdict: count for verdict, count in status.verdicts.items() if verdict != "not run"}
         rows.append([name, len(reference.cells), sum(judged.values()), judged.get("reproduced", 0) if judged else NONE,
                      ", ".join(needs) or NONE, _hours(core_hours),
