@@ -200,18 +200,33 @@ def guarded_heads(strategy: Strategy, trained: Mapping[str, nn.Parameter], recip
 
 
 @contextmanager
-def keep_idle_rows(heads: Sequence[nn.Parameter], row_dim: int) -> Iterator[None]:
+def keep_idle_rows(optimizer: Optimizer, heads: Sequence[nn.Parameter], row_dim: int) -> Iterator[None]:
     """Restore the rows of heads whose gradient is 0, after the optimizer step that is taken inside the block.
 
+    The optimizer's state of these rows, such as their momentum, is restored too. Weight decay would collect in it and
+    move the rows once they have a gradient.
+
     Args:
+        optimizer: the optimizer that takes the step.
         heads: parameters with gradients, [C, ...]; in a stack [S, C, ...].
         row_dim: dimension of the rows, 0; in a stack 1.
     """
-    saved_heads = [(parameter, learning_rows(parameter, row_dim), parameter.detach().clone()) for parameter in heads]
+    saved_heads = [(parameter, learning_rows(parameter, row_dim), parameter.detach().clone(),
+                    {name: value.clone() for name, value in _state_of_rows(optimizer, parameter).items()})
+                   for parameter in heads]
     yield
     with torch.no_grad():
-        for parameter, learning, old_values in saved_heads:
+        for parameter, learning, old_values, old_state in saved_heads:
             parameter.copy_(torch.where(learning, parameter, old_values))
+            for name, value in _state_of_rows(optimizer, parameter).items():
+                # State that the step has created starts at 0.
+                value.copy_(torch.where(learning, value, old_state.get(name, torch.zeros_like(value))))
+
+
+def _state_of_rows(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Return the state of a parameter that has a number for each of its elements, by name."""
+    return {name: value for name, value in optimizer.state[parameter].items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape}
 
 
 def learning_rows(parameter: nn.Parameter, row_dim: int) -> Tensor:

@@ -141,7 +141,7 @@ def take_step(train_step: TrainStep, batches: Sequence[Batch], parts: int = 1) -
         total = total + losses.detach()
     with start_at(train_step.members, 0):  # it may call the model on inputs of its own, such as stored samples
         train_step.edit_gradients()
-    with keep_idle_rows(train_step.heads, int(len(batches) > 1)):
+    with keep_idle_rows(train_step.optimizer, train_step.heads, int(len(batches) > 1)):
         train_step.optimizer.step()
     assert isinstance(total, Tensor)
     return total

@@ -10,6 +10,7 @@ from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import build
 from clbench.testing.tiny import bench
 from clbench.training.loop import TrainingLoop
+from clbench.training.optimizers import keep_idle_rows
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.5, "iterations": 3, "batch_size": 8}
 
@@ -72,6 +73,44 @@ def test_a_stack_leaves_in_each_member_its_own_rows():
         trainer.train_task(index)
     for b, wanted in zip(both, alone, strict=True):
         torch.testing.assert_close(b.strategy.model.head.weight.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_with_a_kept_optimizer_rows_move_as_those_of_a_head_that_grows(momentum, members):
+    """The second row is idle for three steps; in torch, it is then a parameter of its own, which is new or frozen."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(members, 2, 4), torch.randn(6, members, 2, 4)
+    options = {"lr": 0.1, "momentum": momentum, "weight_decay": 0.5}
+    head = torch.nn.Parameter(start[0].clone() if members == 1 else start.clone())
+    separate = [[torch.nn.Parameter(row.clone()) for row in member] for member in start]
+    together = torch.optim.SGD([head], **options)
+    apart = torch.optim.SGD([row for member in separate for row in member], **options)
+    for step, gradient in enumerate(gradients):
+        idle = 1 if step < 3 else 0 if step == 4 else None  # at step 4, a row that has momentum is idle
+        for member, rows in enumerate(separate):
+            for index, row in enumerate(rows):
+                row.grad = None if index == idle else gradient[member, index].clone()
+        if idle is not None:
+            gradient[:, idle] = 0
+        head.grad = (gradient[0] if members == 1 else gradient).clone()
+        with keep_idle_rows(together, [head], int(members > 1)):
+            together.step()
+        apart.step()
+        wanted = torch.stack([torch.stack(list(rows)) for rows in separate])
+        torch.testing.assert_close(head.detach().reshape(members, 2, 4), wanted.detach())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_the_state_of_idle_rows_stays_zero(optimizer):
+    b = bench(discover().strategy("naive"), {"outputs": "own"}, "class")
+    recipe = Recipe(optimizer=optimizer, weight_decay=0.5, iterations=3, batch_size=8, head_decay="learning",
+                    optimizer_state="keep")
+    trainer = TrainingLoop([b.replica], recipe)
+    trainer.train_task(0)
+    (_, state), = [pair for name, pair in trainer.train_step.states.items() if name.endswith("head.weight")]
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert state[name][:2].any() and not state[name][2:].any()
 
 
 def test_it_is_a_part_of_the_key_only_where_it_is_chosen():
