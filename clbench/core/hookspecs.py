@@ -47,7 +47,8 @@ class StrategyInfo:
 
     `budget` is the training budget of the same source: `{"epochs": 20, "batch_size": 128, "samples": 5000}`, where
     `samples` is its number of training samples per task. It is never used for training. Reports compare it with the
-    budget of a run.
+    budget of a run on pretrained weights. If `from_scratch` says that the source trains without pretrained weights,
+    they compare it with the budget of a run without weights.
 
     `task_free` says that the method learns from batches in order of arrival and needs neither the ends of tasks nor
     `Task.train`, so it can run with hidden boundaries. If it needs them with some of its options, the options class
@@ -78,6 +79,7 @@ class StrategyInfo:
     layer_rows: Sequence[tuple[str, str]] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, int] = field(default_factory=dict)
+    from_scratch: bool = False  # whether `budget` is that of a network without pretrained weights
     load_model: str | Callable[..., Any] = ""
     task_free: bool = False
     parts_per_task: bool = False

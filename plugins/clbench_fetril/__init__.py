@@ -26,4 +26,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "trains the head on new features and on copies shifted to old class means",
                          FeTrILOptions, "Petit et al. 2023, arXiv 2211.13131", display_name="FeTrIL",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-                                 "schedule": "cosine", "schedule_by": "epoch"}, family="other"),)
+                                 "schedule": "cosine", "schedule_by": "epoch", "head_decay": "learning"},
+                         # of the first task, the only one that trains the network: 40 classes of CIFAR-100 in PyCIL
+                         budget={"epochs": 200, "batch_size": 128, "samples": 20000}, from_scratch=True,
+                         family="other"),)

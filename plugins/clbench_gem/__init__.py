@@ -29,4 +29,6 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
     return (StrategyInfo("gem", "clbench_gem.strategy:GEM",
                          "projects gradients so that no old task's loss on stored samples rises", GEMOptions,
                          "Lopez-Paz & Ranzato 2017, arXiv 1706.08840", display_name="GEM ({capacity})",
-                         recipe={"optimizer": "sgd", "lr": 0.1}, family="replay"),)
+                         recipe={"optimizer": "sgd", "lr": 0.1},
+                         budget={"epochs": 1, "batch_size": 10, "samples": 1000}, from_scratch=True,  # Permuted MNIST
+                         family="replay"),)

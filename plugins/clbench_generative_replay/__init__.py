@@ -37,5 +37,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          GenerativeReplayOptions,
                          "Shin et al. 2017, arXiv 1705.08690; van de Ven & Tolias 2019, arXiv 1904.07734",
                          recipe={"optimizer": "adam", "lr": 1e-3, "optimizer_state": "keep"},
-                         budget={"epochs": 21, "batch_size": 128, "samples": 12000},
+                         budget={"epochs": 21, "batch_size": 128, "samples": 12000}, from_scratch=True,
                          display_name="Generative replay", family="replay"),)

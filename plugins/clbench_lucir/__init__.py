@@ -46,4 +46,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "Hou et al. 2019, CVPR (Learning a Unified Classifier Incrementally via Rebalancing)",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
                                  "schedule": "steps", "milestones": [0.5, 0.75], "head_decay": "learning"},
+                         budget={"epochs": 160, "batch_size": 128, "samples": 5000}, from_scratch=True,
                          display_name="LUCIR ({capacity})", family="distillation"),)

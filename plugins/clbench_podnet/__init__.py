@@ -53,5 +53,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "Douillard et al. 2020, arXiv 2004.13513",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
                                  "schedule": "cosine", "schedule_by": "epoch", "head_decay": "learning"},
-                         budget={"epochs": 160, "batch_size": 128, "samples": 5000},
+                         budget={"epochs": 160, "batch_size": 128, "samples": 5000}, from_scratch=True,
                          display_name="PODNet ({capacity})", family="distillation"),)

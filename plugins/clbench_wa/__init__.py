@@ -33,4 +33,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4,
                                  "schedule": "steps", "milestones": [6 / 17, 10 / 17, 14 / 17],
                                  "head_decay": "learning"},
+                         budget={"epochs": 170, "batch_size": 128, "samples": 5000}, from_scratch=True,
                          display_name="WA ({capacity})", family="distillation"),)

@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT
 from helpers.records import make_matrix, make_record
 
+from clbench.core.registry import installed
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Weights
 from clbench.experiment.until import UntilDecided
@@ -238,6 +239,26 @@ def test_a_caution_names_methods_on_weights_with_less_than_a_quarter_of_their_au
         "Trained with less than a quarter of its authors' optimizer steps per task: SLCA."]
     assert cautions([200, 200, 200]) == cautions([0, 0, 0]) == cautions([10, 10, 200]) == []
     assert cautions([1, 1, 1], on=None) == []
+
+
+def test_a_budget_of_networks_from_scratch_is_compared_with_runs_from_scratch():
+    weights = Weights(path="w", sha256="0" * 64)
+
+    def cautions(steps, on=None):
+        records = [r.model_copy(update={"trial": r.trial.model_copy(update={"weights": on}),
+                                        "costs": r.costs.model_copy(update={"steps": steps})})
+                   for r in study({"wa": 0.9, "naive": 0.7})]
+        return [text for text in told(records, CAUTION) if "quarter" in text]
+
+    # 170 epochs of 5,000 samples in batches of 128 are 170 * 40 = 6,800 steps.
+    assert len(cautions([1699] * 3)) == 1 and cautions([1700] * 3) == cautions([1] * 3, on=weights) == []
+
+
+def test_methods_whose_authors_train_from_scratch_have_a_budget():
+    infos = [info for info in installed().strategies.values() if info.from_scratch]
+    assert {info.name for info in infos} == {
+        "wa", "lucir", "fetril", "gem", "rwalk", "podnet", "dynamic-er", "generative-replay"}
+    assert all(info.budget for info in infos)
 
 
 def test_of_more_than_five_cautions_the_rest_is_counted():

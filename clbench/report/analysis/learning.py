@@ -87,15 +87,16 @@ def unlearned(methods: Sequence[MethodRecords], joint: Mapping[int, Record]) -> 
 
 
 def steps_of_authors(method: MethodRecords) -> int:
-    """Return the steps of a method's authors if it took less than a quarter of them on pretrained weights, else 0.
+    """Return the steps of a method's authors if it took less than a quarter of them, else 0.
 
-    Steps are counted per task. Tasks in which the method trains nothing do not count.
+    Steps are counted per task. Tasks in which the method trains nothing do not count. The result is also 0 if only one
+    of the authors and this run starts from pretrained weights, because a network from scratch needs more steps.
     """
-    if method.records[0].trial.weights is None:
-        return 0
     info = installed().strategies.get(method.strategy)
+    if info is None or info.from_scratch != (method.records[0].trial.weights is None):
+        return 0
     steps = max((max(r.costs.steps, default=0) for r in method.done), default=0)
-    return info.authors_steps if info and 0 < steps < info.authors_steps / QUARTER else 0
+    return info.authors_steps if 0 < steps < info.authors_steps / QUARTER else 0
 
 
 def trains_heads_slowly(method: MethodRecords) -> bool:
