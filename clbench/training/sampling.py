@@ -48,7 +48,8 @@ def group_by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: 
         generator: of the order of the batches.
     """
     span = batch_size * max(1, min(len(order) // (FEWEST_SPANS * batch_size), SPAN))
-    grouped = torch.cat([part[lengths[part].argsort(descending=True, stable=True)] for part in torch.split(order, span)])
+    parts = torch.split(order, span)
+    grouped = torch.cat([part[lengths[part].argsort(descending=True, stable=True)] for part in parts])
     whole = len(grouped) // batch_size * batch_size
     batches = grouped[:whole].view(-1, batch_size)
     return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), grouped[whole:]])

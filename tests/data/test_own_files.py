@@ -271,8 +271,10 @@ def test_a_column_with_another_role_is_not_the_default_label_column(tmp_path):
 
 def test_texts_have_a_column_named_label_or_a_named_one(tmp_path):
     (tmp_path / "x.csv").write_text("topic,text\na,b\n")
-    with pytest.raises(DataError, match=r"x.csv has no column 'label' of labels, only topic, text \(label_column=NAME"):
+    with pytest.raises(DataError, match=r"no column 'label' of labels \(label_column=NAME\), only topic, text"):
         texts.read(tmp_path / "x.csv", TextOptions(), "here")
+    with pytest.raises(DataError, match=r"no column 'body' of texts .* and no column 'label' of labels"):
+        texts.read(tmp_path / "x.csv", TextOptions(text_column="body"), "here")
     assert texts.read(tmp_path / "x.csv", TextOptions(label_column="topic"), "here").known.labels == ["a"]
 
 

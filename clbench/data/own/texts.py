@@ -155,13 +155,12 @@ def read(path: Path, options: TextOptions, where: str) -> Texts:
     """
     table = read_table(path, where)
     column = options.text_column
-    if column not in table.columns:
-        raise DataError(f"{where}: {path.name} has no column {column!r} of texts, only {some(table.columns)} "
-                        "(text_column=NAME)")
+    missing = [] if column in table.columns else [f"no column {column!r} of texts (text_column=NAME)"]
     label, guesses = label_column([c for c in table.columns if c != column], options, where)
     if guesses:
-        raise DataError(f"{where}: {path.name} has no column {LABEL!r} of labels, only {some(table.columns)} "
-                        "(label_column=NAME)")
+        missing.append(f"no column {LABEL!r} of labels (label_column=NAME)")
+    if missing:
+        raise DataError(f"{where}: {path.name} has {' and '.join(missing)}, only {some(table.columns)}")
     place = f"{where}: {path.name}"  # a folder has several files
     return Texts(texts_of(table.columns[column], place), labeled(table, label, options, place))
 
