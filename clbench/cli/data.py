@@ -172,7 +172,32 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
     return {"name": info.name, "data": data.title, "license": data.license, "citation": data.citation,
             "folder": str(root), "status": status, "problem": problem, "automatic": data.automatic,
             "downloads": [{"url": d.url, "size": d.size, "sha256": d.sha256} for d in downloads],
-            "needed": needed, "variants": variants(options)}
+            "get": get_advice(info, options, root, needed, status) if downloads and status != "found" else "",
+            "needed": needed, "variants": variants(options), "check": check_command(info, options)}
+
+
+def get_advice(info: BenchmarkInfo, options: Options, root: Path, needed: Sequence[dict[str, Any]], status: str) -> str:
+    """Return how `clbench data get` downloads what is missing or wrong. It replaces no folder with wrong content."""
+    from clbench.data.named.options import NamedOptions
+
+    command = options.get_command if isinstance(options, NamedOptions) else f"clbench data get {info.name}"
+    if getattr(options, "path", None):
+        return f"without path, {command} downloads to the data folder"
+    wrong_items = [item for item in needed if item["status"] == "wrong"]
+    if status == "wrong" and not (wrong_items and all(item["sha256"] for item in wrong_items)):
+        return f"remove {root} or move it away; then {command} downloads"
+    return f"{command} downloads"
+
+
+def check_command(info: BenchmarkInfo, options: Options) -> str:
+    """Return a command that checks the files of the first variant; empty if there is no variant."""
+    from clbench.data.named.options import NamedOptions
+
+    if not (settings := variants(options)):
+        return ""
+    name, _, value = settings[0].partition("=")
+    return "clbench data " + (options.model_copy(update={name: value}).written if isinstance(options, NamedOptions)
+                              else f"{info.name}:{settings[0]}")
 
 
 def locate_files(info: BenchmarkInfo, options: Options, folder: Path
@@ -227,14 +252,14 @@ def lines(thing: dict[str, Any]) -> Iterator[str]:
             previous_explanation = explanation
     if thing["problem"]:
         yield from wrap_lines(thing["problem"], "  ")
-    if thing["status"] != "found" and thing["downloads"]:
-        yield f"  clbench data get {thing['name']} downloads:"
+    if thing["get"]:
+        yield f"  {thing['get']}:"
         for download in thing["downloads"]:
             size = f" ({download['size'] / 1e6:,.0f} MB)" if download["size"] else ""
             yield f"    {download['url']}{size}"
     if thing["variants"]:
-        yield from wrap_lines("other files are needed with " + ", ".join(thing["variants"]) + "; to check one: clbench "
-                              f"data {thing['name']}:{thing['variants'][0]}", "  ")
+        yield from wrap_lines(f"other files are needed with {', '.join(thing['variants'])}; to check one: "
+                              f"{thing['check']}", "  ")
 
 
 def wrap_lines(text: str, indent: str = " " * 11) -> list[str]:

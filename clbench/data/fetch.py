@@ -67,7 +67,8 @@ def _fetch(download: Download, data: DataSet, data_dir: Path, target: Path, prog
 def find_pending(downloads: Sequence[Download], needed: Sequence[Needed], root: Path, data_dir: Path) -> list[Download]:
     """Return the downloads that provide missing files, and the archives that were not unpacked completely.
 
-    What is wrong is not downloaded again: the user has to remove it, as `clbench data` says.
+    A folder with wrong content is not downloaded again, because the user may have changed it: `clbench data` says that
+    it must be removed first. A file with another hash is.
 
     Args:
         downloads: the downloads of a benchmark.

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import shutil
 import tarfile
 import threading
 from dataclasses import replace
@@ -262,3 +263,30 @@ def test_an_archive_that_was_not_unpacked_to_its_end_is_pending(tmp_path):
     assert fetch.find_pending([download], needed, tmp_path / "imagenet-a", tmp_path) == []
     (tmp_path / "imagenet-a.tar").write_text("")
     assert fetch.find_pending([download], needed, tmp_path / "imagenet-a", tmp_path) == [download]
+
+
+def test_get_says_what_to_remove_if_the_data_set_is_not_complete(tmp_path, capsys):
+    birds, photos = named_trees.cub(tmp_path / "CUB_200_2011"), named_trees.raw_imagenet(tmp_path / "imagenet-a")
+    next((birds / "images" / "001.Bird_1").iterdir()).unlink()
+    shutil.rmtree(photos / named_trees.WNIDS[0])
+    for name, root in (("split-cub200", birds), ("split-imagenet-a", photos)):
+        code, out, _ = shown(capsys, "get", name, "--data", tmp_path)
+        assert code == 1 and f"  remove {root} or move it away; then clbench data get {name} downloads:" in out
+
+
+def test_advice_keeps_the_options(tmp_path, capsys):
+    _, out, _ = shown(capsys, "split-imagenet-r:split=inflora:tasks=5", "--data", tmp_path)
+    assert "  clbench data get split-imagenet-r:split=inflora downloads:" in out and "yaml" not in out
+    assert "clbench data get split-imagenet-r:split=inflora downloads and unpacks it" in " ".join(out.split()).replace(
+        "Clbench", "clbench")
+    _, out, _ = shown(capsys, "split-imagenet-r:split=inflora:path=mine", "--data", tmp_path)
+    assert "  without path, clbench data get split-imagenet-r:split=inflora downloads to the data folder:" in out
+    _, out, _ = shown(capsys, "core50:run=3", "--data", tmp_path)
+    assert "to check one: clbench data core50:protocol=nc:run=3" in " ".join(out.split())
+
+
+def test_wrong_lists_are_no_tracebacks(tmp_path, capsys):
+    labels = named_trees.cub(tmp_path / "CUB_200_2011") / "image_class_labels.txt"
+    labels.write_text(labels.read_text().replace("1 1\n", "1 x\n", 1))
+    code, out, _ = shown(capsys, "split-cub200", "--data", tmp_path)
+    assert code == 1 and "line '1 x' of" in " ".join(out.split())

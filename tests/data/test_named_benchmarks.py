@@ -16,12 +16,20 @@ from clbench import cli
 from clbench.core.errors import DataError, MissingDataError
 from clbench.core.registry import discover
 from clbench.data.named import by_class
-from clbench.data.named.by_class import CUBOptions, ImageNetAOptions, ImageNetROptions, random_rows, stratified_rows
+from clbench.data.named.by_class import (
+    CUBOptions,
+    ImageNetAOptions,
+    ImageNetROptions,
+    OmniBenchmarkOptions,
+    random_rows,
+    stratified_rows,
+)
 from clbench.data.named.by_domain import CLEAR10Options, CORe50Options, DomainNetOptions
 from clbench.data.stream import load_stream
 from clbench.experiment.trial import Resolved
 
-COUNTS = {"zheng": ("SAMPLES", ImageNetAOptions.SAMPLES), "pilot": ("PILOT_SAMPLES", ImageNetAOptions.PILOT_SAMPLES)}
+COUNTS = {(options, name): getattr(options, name) for options, name in (
+    (ImageNetAOptions, "SAMPLES"), (ImageNetAOptions, "PILOT_SAMPLES"), (CUBOptions, "PILOT_SAMPLES"))}
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +45,16 @@ def test_a_rule_on_an_incomplete_data_set_would_give_another_split(trees, monkey
             ImageNetROptions(split=split).find_files(trees)
 
 
-@pytest.mark.parametrize(("split", "counts"), [
-    ("zheng", "6,000 training and 1,500"), ("pilot", "5,981 training and 1,519")])
-def test_imagenet_a_must_have_all_photos(tmp_path, monkeypatch, split, counts):
-    monkeypatch.setattr(ImageNetAOptions, *COUNTS[split])
-    tree = named_trees.raw_imagenet(tmp_path / "imagenet-a")
+@pytest.mark.parametrize(("benchmark", "split", "name", "counts"), [
+    (ImageNetAOptions, "zheng", "SAMPLES", "6,000 training and 1,500"),
+    (ImageNetAOptions, "pilot", "PILOT_SAMPLES", "5,981 training and 1,519"),
+    (CUBOptions, "pilot", "PILOT_SAMPLES", "9,430 training and 2,358")])
+def test_data_sets_must_have_all_photos_of_their_split(tmp_path, monkeypatch, benchmark, split, name, counts):
+    monkeypatch.setattr(benchmark, name, COUNTS[benchmark, name])
+    tree = named_trees.raw_imagenet(tmp_path / benchmark.DATA.folder)
     named_trees.pilot(tree, WNIDS)
     with pytest.raises(DataError, match=f"published are {counts} test photos"):
-        ImageNetAOptions(split=split).find_files(tmp_path)
+        benchmark(split=split).find_files(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +245,8 @@ def test_missing_and_wrong_files_are_errors_that_say_what_to_do(tmp_path):
     with pytest.raises(DataError) as error:
         options.find_files(tmp_path)
     assert str(error.value) == (f"benchmark 'split-imagenet-r': {what} in {root} is wrong: it has 199 folders of "
-                                f"classes and should have 200. {source}{end}")
+                                f"classes and should have 200. Remove {root} or move it away, and then get it again: "
+                                f"{source}{end}")
     named_trees.raw_imagenet(root, 1)
     with pytest.raises(MissingDataError) as error:
         options.find_files(tmp_path)
@@ -267,12 +278,80 @@ def test_lists_that_do_not_fit_their_photos_are_errors(tmp_path):
     with pytest.raises(MissingDataError, match=r"needs a list of CORe50, and .*run1/train_batch_00_filelist"):
         CORe50Options(run=1).find_files(tmp_path)
     (core / "batches_filelists/NI_inc/run0/test_filelist.txt").write_text("photo.png 1\n")
-    with pytest.raises(DataError, match=r"'photo.png' in the lists of run 0 is not sNN/oNN/FILE"):
+    with pytest.raises(DataError, match=r"'photo.png' in the lists of run 0 is not sN/oN/FILE"):
         CORe50Options().find_files(tmp_path)
+    for path in ("s5/o51/C_05_51_000.png", "s5/o0/C_05_00_000.png"):
+        named_trees.write((core / "core50_128x128" / path).parent, [path.rpartition("/")[2]], 1)
+        (core / "batches_filelists/NI_inc/run0/test_filelist.txt").write_text(f"{path} 50\n")
+        for labels in ("categories", "objects"):
+            with pytest.raises(DataError, match=rf"'{path}' in the lists of run 0 .* an object from o1 to o50"):
+                CORe50Options(labels=labels).find_files(tmp_path)
     clear = named_trees.clear10(tmp_path / "clear10")
     for bucket in range(1, 11):
         shutil.rmtree(clear / "train" / "labeled_images" / str(bucket) / "bus")
     with pytest.raises(DataError, match="have 10 classes and should have 11; the data set is not complete"):
+        CLEAR10Options().find_files(tmp_path)
+
+
+def test_a_class_of_cub_must_be_a_number(tmp_path):
+    root = named_trees.cub(tmp_path / "CUB_200_2011")
+    labels = root / "image_class_labels.txt"
+    labels.write_text(labels.read_text().replace("1 1\n", "1 x\n", 1))
+    with pytest.raises(DataError, match=r"line '1 x' of .*image_class_labels.txt does not end in the number"):
+        CUBOptions().find_files(tmp_path)
+
+
+def test_domainnet_says_what_is_missing_and_wrong(tmp_path):
+    with pytest.raises(MissingDataError, match=r"needs the 345 folders of classes of the domain clipart, and .*clipart "
+                                               r"is not there\. Download http://csr\.bu\.edu/.*groundtruth/clipart\.zip"):
+        DomainNetOptions().find_files(tmp_path)
+    root = named_trees.domainnet(tmp_path / "domainnet")
+    (root / "sketch_test.txt").rename(root / "sketch_test.old")
+    with pytest.raises(MissingDataError, match=r"needs an official list, and .*sketch_test\.txt is not there\."):
+        DomainNetOptions().find_files(tmp_path)
+    lines = (root / "sketch_test.old").read_text()
+    (root / "sketch_test.txt").write_text(lines.replace("sketch/class_000/", "sketch/class_000/other_"))
+    with pytest.raises(MissingDataError, match=r"1 of 4138 photos .* are not in .*class_000/other_sketch_test\.jpg"):
+        DomainNetOptions().find_files(tmp_path)
+    (root / "sketch_test.txt").write_text(lines.replace("sketch/class_000/sketch_test.jpg 0\n", "a.jpg\n"))
+    with pytest.raises(DataError, match=r"cannot read the list .*sketch_test\.txt: line 1 is 'a\.jpg', expected"):
+        DomainNetOptions().find_files(tmp_path)
+    (root / "sketch_test.txt").write_text(lines)
+    shutil.rmtree(root / "real" / "class_000")
+    with pytest.raises(DataError, match=r"domain real in .*real is wrong: it has 344 folders of classes and should "
+                                        r"have 345\. Remove .*real or move it away, and then get it again: Download"):
+        DomainNetOptions().find_files(tmp_path)
+
+
+def test_omnibenchmark_says_what_is_missing_and_wrong(tmp_path):
+    names = [str(number) for number in range(300)]
+    root = named_trees.pilot(tmp_path / "omnibenchmark", names)
+    shutil.rmtree(root / "test")
+    with pytest.raises(MissingDataError, match=r"needs PILOT's folder test with 300 folders of classes, and .*test is "
+                                               r"not there\. The README of .* omnibenchmark\.zip \(MD5 f1c30808a707f9197c"):
+        OmniBenchmarkOptions().find_files(tmp_path)
+    named_trees.pilot(root, names[:-1])
+    with pytest.raises(DataError, match=r"folder test .* is wrong: it has 299 folders of classes and should have 300"):
+        OmniBenchmarkOptions().find_files(tmp_path)
+    (root / "test" / "299").mkdir()  # a folder without photos
+    named_trees.pilot(root, names)
+    for photo in (root / "train" / "299").iterdir():
+        photo.unlink()
+    with pytest.raises(DataError, match=r"have 299 classes and should have 300; the data set is not complete"):
+        OmniBenchmarkOptions().find_files(tmp_path)
+
+
+def test_test_photos_need_training_photos_of_their_class(tmp_path):
+    root = named_trees.pilot(tmp_path / "imagenet-r", WNIDS)
+    (root / "test" / WNIDS[3]).rename(root / "test" / "n99999999")
+    with pytest.raises(DataError, match=r"classes with test photos and without training photos: n99999999"):
+        ImageNetROptions(split="pilot").find_files(tmp_path)
+    clear = named_trees.clear10(tmp_path / "clear10")
+    shutil.rmtree(clear / "train" / "labeled_images" / "4" / "bus")  # other buckets train this class
+    with pytest.raises(DataError, match=r"classes with test photos and without training photos: bus of task 4"):
+        CLEAR10Options().find_files(tmp_path)
+    (clear / "test" / "labeled_images" / "4").rename(clear / "test" / "labeled_images" / "14")
+    with pytest.raises(DataError, match=r"tasks with only training or only test photos: 4, 14"):
         CLEAR10Options().find_files(tmp_path)
 
 

@@ -73,7 +73,8 @@ def without_counts(monkeypatch):
     """Disable the check of the number of photos, because these data sets have few."""
     for options in (ImageNetROptions, ImageNetAOptions, CUBOptions, DomainNetOptions):
         monkeypatch.setattr(options, "SAMPLES", (0, 0))
-    monkeypatch.setattr(ImageNetAOptions, "PILOT_SAMPLES", (0, 0))
+    for options in (ImageNetAOptions, CUBOptions):
+        monkeypatch.setattr(options, "PILOT_SAMPLES", (0, 0))
 
 
 def domainnet(root):

@@ -80,7 +80,14 @@ def pilot_parts(classes: int, archive: str, md5: str, folder: str) -> tuple[Need
 class ByClassOptions(NamedOptions):
     """Options of data sets with a folder per class; by default, the split is that of PILOT's folders."""
 
+    PILOT_SAMPLES: ClassVar[tuple[int, int] | None] = None  # photos in PILOT's folders, if they differ
+
     split: str
+
+    @property
+    def published(self) -> tuple[int, int]:
+        """Return the numbers of photos of the split."""
+        return self.PILOT_SAMPLES if self.split == "pilot" and self.PILOT_SAMPLES is not None else self.SAMPLES
 
     def downloads(self) -> Sequence[Download]:
         """Return the files to download; none for PILOT's split, whose files a program cannot download."""
@@ -91,6 +98,11 @@ class ByClassOptions(NamedOptions):
         notes: list[str] = []
         train, test = (folders_by_text(root / part, where, notes) for part in ("train", "test"))
         return SplitFiles(train, test, notes=notes)
+
+
+def raw_folders(what: str, source: str) -> Needed:
+    """Return the folder of a data set with 200 folders of classes that have names from WordNet."""
+    return Needed(".", what, source, classes=200, pattern=WNID)
 
 
 def wnid_photos(root: Path, where: str) -> PhotoFiles:
@@ -105,10 +117,6 @@ class ImageNetROptions(ByClassOptions):
     NAME: ClassVar[str] = "split-imagenet-r"
     CLASSES: ClassVar[int] = 200
     SAMPLES: ClassVar[tuple[int, int]] = (24_000, 6_000)
-    RAW: ClassVar[Needed] = Needed(
-        ".", "the 200 folders of classes of imagenet-r.tar, n01443537 and so on",
-        f"clbench data get split-imagenet-r downloads and unpacks it ({HENDRYCKS}imagenet-r.tar)", classes=200,
-        pattern=WNID)
     DATA: ClassVar[DataSet] = DataSet(
         "ImageNet-R", "imagenet-r", "MIT", "Hendrycks et al. 2021, arXiv 2006.16241",
         downloads=(Download(HENDRYCKS + "imagenet-r.tar", 2_191_079_936,
@@ -128,12 +136,13 @@ class ImageNetROptions(ByClassOptions):
         lists: tuple[Needed, ...] = ()
         if self.split == "coda":
             lists = tuple(Needed(name, "CODA-Prompt's list",
-                                 "clbench data get split-imagenet-r downloads it (dataloaders/splits of the repository "
+                                 f"{self.get_command} downloads it (dataloaders/splits of the repository "
                                  "GT-RIPL/CODA-Prompt)", digest) for name, digest in CODA_LISTS)
         elif self.split == "l2p":
             lists = tuple(Needed(name, "L2P's list", f"Download {L2P_SOURCE}{name} to the folder of the data set")
                           for name in L2P_LISTS)
-        return self.RAW, *lists
+        return raw_folders("the 200 folders of classes of imagenet-r.tar, n01443537 and so on",
+                           f"{self.get_command} downloads and unpacks it ({HENDRYCKS}imagenet-r.tar)"), *lists
 
     def downloads(self) -> Sequence[Download]:
         """Return the archive, and CODA-Prompt's lists if the split has them."""
@@ -183,18 +192,12 @@ class ImageNetAOptions(ByClassOptions):
         "zheng", description="split into training and test photos. zheng: scikit-learn's stratified split with seed "
         "42; pilot: PILOT's folders train and test")
 
-    @property
-    def published(self) -> tuple[int, int]:
-        """Return the numbers of photos of the split."""
-        return self.PILOT_SAMPLES if self.split == "pilot" else self.SAMPLES
-
     def needed(self) -> tuple[Needed, ...]:
         """Return the folders of the split."""
         if self.split == "pilot":
             return pilot_parts(200, "ina.zip", "7f4aaf0b1532b7a0bd670822c152d3c5", self.DATA.folder)
-        return Needed(".", "the 200 folders of classes of imagenet-a.tar, n01498041 and so on",
-                      f"clbench data get split-imagenet-a downloads and unpacks it ({HENDRYCKS}imagenet-a.tar)",
-                      classes=200, pattern=WNID),
+        return (raw_folders("the 200 folders of classes of imagenet-a.tar, n01498041 and so on",
+                            f"{self.get_command} downloads and unpacks it ({HENDRYCKS}imagenet-a.tar)"),)
 
     def find(self, root: Path, where: str) -> SplitFiles:
         """Return the photos as the split divides them."""
@@ -209,6 +212,7 @@ class CUBOptions(ByClassOptions):
     NAME: ClassVar[str] = "split-cub200"
     CLASSES: ClassVar[int] = 200
     SAMPLES: ClassVar[tuple[int, int]] = (5_994, 5_794)  # of the official split
+    PILOT_SAMPLES: ClassVar[tuple[int, int]] = (9_430, 2_358)
     LISTS: ClassVar[tuple[str, ...]] = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
     DATA: ClassVar[DataSet] = DataSet(
         "CUB-200-2011", "CUB_200_2011", citation="Wah et al. 2011, Caltech technical report CNS-TR-2011-001",
@@ -220,16 +224,11 @@ class CUBOptions(ByClassOptions):
         "official", description="split into training and test photos. official: train_test_split.txt (5,994 and 5,794 "
         "photos); pilot: PILOT's folders train and test, another split")
 
-    @property
-    def published(self) -> tuple[int, int]:
-        """Return the numbers of photos of the official split; 0 and 0 for another split."""
-        return self.SAMPLES if self.split == "official" else (0, 0)
-
     def needed(self) -> tuple[Needed, ...]:
         """Return the folders, and the lists of the official split."""
         if self.split == "pilot":
             return pilot_parts(200, "cub.zip", "85e342a2d5f941e740193602057df7a5", self.DATA.folder)
-        source = "clbench data get split-cub200 downloads and unpacks it (CUB_200_2011.tgz)"
+        source = f"{self.get_command} downloads and unpacks it (CUB_200_2011.tgz)"
         return (Needed("images", "the 200 folders of classes, 001.Black_footed_Albatross and so on", source,
                        classes=200),
                 *(Needed(name, "a list of the official split", source) for name in self.LISTS))
@@ -243,6 +242,9 @@ class CUBOptions(ByClassOptions):
         if not paths.keys() == labels.keys() == train_flags.keys():
             raise DataError(f"{where}: {', '.join(self.LISTS)} in {root} do not number the same photos; unpack the "
                             "archive again")
+        if wrong := [f"{row} {label}" for row, label in labels.items() if not label.isdecimal()]:
+            raise DataError(f"{where}: line {wrong[0]!r} of {lists[1]} does not end in the number of a class; unpack "
+                            "the archive again")
         names = {label: Path(paths[row]).parts[0] for row, label in labels.items()}
         classes = tuple(names[label] for label in sorted(names, key=int))
         parts = []

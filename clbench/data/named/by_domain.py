@@ -20,6 +20,7 @@ BY_CLASS = Field(None, ge=1, description="number of tasks into which the classes
 VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source/"
 GROUND_TRUTH = ("clipart", "painting")  # domains whose corrected archives are in the folder `groundtruth`
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+PHOTO_OF_OBJECT = re.compile(r"s\d+/o([1-9]|[1-4]\d|50)/")  # the start of a path in CORe50's lists
 DOMAIN_LISTS = tuple(tuple(f"{domain}_{part}.txt" for domain in DOMAINS) for part in ("train", "test"))
 
 
@@ -126,8 +127,9 @@ class CORe50Options(ByDomainOptions):
         """Return the listed photos. Folders name the classes, because the lists of each run number them differently."""
         paths = [root / name for name in self.lists()]
         batches = [[path for path, _ in read_list(name, where)] for name in paths]
-        if unexpected_paths := [path for path in chain.from_iterable(batches) if not re.match(r"s\d+/o\d+/", path)]:
-            raise DataError(f"{where}: {unexpected_paths[0]!r} in the lists of run {self.run} is not sNN/oNN/FILE")
+        if unexpected_paths := [path for path in chain.from_iterable(batches) if not PHOTO_OF_OBJECT.match(path)]:
+            raise DataError(f"{where}: {unexpected_paths[0]!r} in the lists of run {self.run} is not sN/oN/FILE with "
+                            "an object from o1 to o50; unpack batches_filelists.zip again")
         names = ([",".join(dict.fromkeys(path.partition("/")[0] for path in batch)) for batch in batches]
                  if self.protocol == "ni" else [str(number + 1) for number in range(len(batches))])
         tasks = [name for name, batch in zip(names, batches[:-1], strict=False) for _ in batch]

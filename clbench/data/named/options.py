@@ -14,7 +14,7 @@ from clbench.core.files import expand_home
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.renamed import old_classes
 from clbench.core.scenario import Scenario
-from clbench.data.own.samples import PhotoFiles
+from clbench.data.own.samples import PhotoFiles, some, sort_names
 from clbench.data.own_options import StoredTaskOptions
 
 FILE_OPTIONS = ("split", "protocol", "run", "path")
@@ -103,6 +103,11 @@ class NamedOptions(StoredTaskOptions):
         return ":".join([self.NAME, *(f"{name}={getattr(self, name)}" for name in FILE_OPTIONS
                                       if name in fields and getattr(self, name) != fields[name].default)])
 
+    @property
+    def get_command(self) -> str:
+        """Return the command that downloads the files of these options into the data folder."""
+        return f"clbench data get {self.model_copy(update={'path': None}).written}"
+
     def root(self, data_dir: Path) -> Path:
         """Return the data set's folder; a relative path is searched in the working directory, then the data folder."""
         if self.path is None:
@@ -121,7 +126,9 @@ class NamedOptions(StoredTaskOptions):
             status, problem = needed.check(root)
             path, hint = root / needed.path, f"clbench data {self.written} shows everything that is needed"
             if status == WRONG:
-                raise DataError(f"{where}: {needed.what} in {path} is wrong: {problem}. {needed.source}; {hint}")
+                remedy = "" if needed.sha256 else f"Remove {path} or move it away, and then get it again: "
+                raise DataError(f"{where}: {needed.what} in {path} is wrong: {problem}. {remedy}{needed.source}; "
+                                f"{hint}")
             if status == MISSING:
                 reason = f"{path} is not there" if not problem else f"{path}: {problem}"
                 raise MissingDataError(f"{where} needs {needed.what}, and {reason}. {needed.source}; {hint}")
@@ -134,7 +141,28 @@ class NamedOptions(StoredTaskOptions):
             published = f"{self.published[0]:,} training and {self.published[1]:,} test photos"
             raise DataError(f"{where}: {root} gives {counts[0]:,} training and {counts[1]:,} test photos, and "
                             f"published are {published}; some are missing or do not belong there")
+        self.check_parts(result, root, where)
         return result
+
+    def check_parts(self, split: SplitFiles, root: Path, where: str) -> None:
+        """Check that the training photos have the tasks and classes of the test photos, as dividing them requires.
+
+        Raises:
+            DataError: they have not.
+        """
+        train, test = split.train.labeled, split.test.labeled
+        classes = {*test.labels} - {*train.labels}
+        if self.tasks_are_named and not self.common_test:
+            tasks = [part.tasks or () for part in (train, test)]
+            if unexpected := {*tasks[0]} ^ {*tasks[1]}:
+                raise DataError(f"{where}: the photos in {root} have tasks with only training or only test photos: "
+                                f"{some(sort_names(unexpected))}")
+            if not self.shared_classes:
+                pairs = {*zip(tasks[1], test.labels, strict=True)} - {*zip(tasks[0], train.labels, strict=True)}
+                classes |= {f"{label} of task {task}" for task, label in pairs}
+        if classes:
+            raise DataError(f"{where}: the photos in {root} have classes with test photos and without training photos: "
+                            f"{some(sort_names(classes))}")
 
     @classmethod
     def check_files(cls, name: str, options: Mapping[str, Any], data_dir: Path) -> None:
