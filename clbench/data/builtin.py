@@ -13,7 +13,7 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
 from clbench.data import own_options as own
-from clbench.data.common_options import ClassOptions, PerClassOptions
+from clbench.data.common_options import ClassOptions, CropOptions, PerClassOptions
 from clbench.data.named.by_class import CUBOptions, ImageNetAOptions, ImageNetROptions, OmniBenchmarkOptions
 from clbench.data.named.by_domain import CLEAR10Options, CORe50Options, DomainNetOptions
 from clbench.data.named.options import named_benchmark
@@ -82,7 +82,7 @@ class SplitOptions(ClassOptions, ImageOptions):
         return self
 
 
-class CIFARInputs(ClassOptions):
+class CIFARInputs(CropOptions, ClassOptions):
     """Options for turning CIFAR images into inputs."""
 
     normalize: Literal["dataset", "imagenet", "none", "model"] = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -14,6 +14,7 @@ from clbench.core.options import Options
 from clbench.core.seeds import DEVELOPMENT_BLOCKS, FIRST_DEVELOPMENT_SEED
 
 _ORDER = re.compile(r"natural|seed|(numpy|python):(\d+)")
+RANDOM_CROP, SMALLEST_CROP = "random-resized-crop", 0.08  # an augmentation, and torchvision's default for its scale
 _ORDERS = "natural, seed, numpy:N or python:N"
 
 
@@ -203,21 +204,48 @@ def positions(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
     return [place[name] for name in given]
 
 
-class PixelOptions(Options):
+class CropOptions(Options):
+    """Options of random resized crops."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("crop_scale", "crop_interpolation")
+
+    if TYPE_CHECKING:
+        augment: str  # a field of each subclass
+
+    crop_scale: float = Field(
+        SMALLEST_CROP, gt=0, le=1, description="smallest share of an image's area that a random resized crop covers")
+    crop_interpolation: Literal["bicubic", "bilinear"] | None = Field(
+        None, description="interpolation by which random resized crops are resized; none: interpolation for photos "
+        "that stay in their files, bicubic for other images")
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> CropOptions:
+        """Refuse options of random resized crops without such crops."""
+        for name in ("crop_scale", "crop_interpolation"):
+            if getattr(self, name) != type(self).model_fields[name].default and self.augment != RANDOM_CROP:
+                raise ValueError(f"{name} is for random resized crops, and augment = {self.augment}; add "
+                                 f"augment={RANDOM_CROP} or leave {name} out")
+        return self
+
+    @property
+    def augmentation(self) -> str:
+        """Return the augmentation as `prepare.find_augmentation` reads it, empty for none."""
+        if self.crop_scale != SMALLEST_CROP or self.crop_interpolation is not None:
+            return f"{self.augment}:{self.crop_scale}:{self.crop_interpolation or ''}"
+        return "" if self.augment == "none" else self.augment
+
+
+class PixelOptions(CropOptions):
     """Options of data that may be images."""
 
-    normalize: Literal["none", "model"] = Field(
+    normalize: Literal["none", "model", "imagenet"] = Field(
         "none", description="how inputs are normalized. none: pixels are scaled to [0, 1], other numbers are "
-        "unchanged; model: with the normalization of the pretrained weights, the default if known")
+        "unchanged; model: with the normalization of the pretrained weights, the default if known; imagenet: with the "
+        "mean and standard deviation of ImageNet")
     augment: Literal["none", "crop-flip", "random-resized-crop"] = Field(
         "none", description="how training images are augmented each time they are used. none: unchanged; crop-flip: "
         "random crop with 4 pixels of padding, and random flip; random-resized-crop: a random part, resized, and "
         "random flip")
-
-    @property
-    def augmentation(self) -> str:
-        """Return the name of the augmentation, empty for none."""
-        return "" if self.augment == "none" else self.augment
 
 
 class PhotoOptions(PixelOptions):
@@ -233,7 +261,8 @@ class PhotoOptions(PixelOptions):
                                "crop (crop), exactly as torchvision does it; replaces size")
     crop: int | None = Field(None, ge=1, description="side length of the center crop after resize, in pixels")
     interpolation: Literal["bicubic", "bilinear"] = Field(
-        "bicubic", description="interpolation by which photos are resized")
+        "bicubic", description="interpolation by which photos are resized; crop_interpolation sets another one for "
+        "random crops")
 
     @model_validator(mode="after")
     def _check_size(self) -> PhotoOptions:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clbench.core.compat import usable_cores
-from clbench.data.own.pixels import PhotoFormat, read_photo
+from clbench.data.own.pixels import Filter, Part, PhotoFormat, read_photo
 
 MOST_THREADS = 16  # limit on decoding threads; more would wait for each other in Python
 PIECE = 4  # photos that a thread decodes in a row
@@ -30,12 +30,14 @@ class Crop(NamedTuple):
         mirrored: whether each part is mirrored, bool [N].
         height: height of the resized parts.
         width: width of the resized parts.
+        interpolation: the interpolation for resizing the parts.
     """
 
     boxes: Tensor
     mirrored: Tensor
     height: int
     width: int
+    interpolation: Filter
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +202,8 @@ class Reading:
             row = int(photos.rows[i])
             read_photo(photos.table.path(row), photos.table.sizes[row].tolist(), photos.format,
                        None if self._images is None else self._images[i].numpy(),
-                       None if self.crop is None else (self.crop.boxes[i].tolist(), bool(self.crop.mirrored[i])),
+                       None if self.crop is None else
+                       Part(self.crop.boxes[i].tolist(), bool(self.crop.mirrored[i]), self.crop.interpolation),
                        None if self._crops is None else self._crops[i].numpy())
 
 

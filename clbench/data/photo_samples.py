@@ -67,7 +67,8 @@ class PhotoSamples(Samples):
             height, width = (side[:, None] for side in photos.sizes.long().unbind(1))
             side = request.crop.size
             crop = Crop(request.crop.draw_boxes(request.draws, height, width), request.crop.draw_flips(request.draws),
-                        side or photos.format.height, side or photos.format.width)
+                        side or photos.format.height, side or photos.format.width,
+                        request.crop.interpolation or photos.format.interpolation)
         return Reading(photos, crop, request.whole, pinned=self.y.device.type == "cuda")
 
     def reading(self, request: Request) -> Reading:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -17,6 +18,8 @@ from torch import Generator, Tensor
 from clbench.core import tokens
 from clbench.core.device import send
 from clbench.core.pretrained import Interpolation
+from clbench.data.common_options import RANDOM_CROP, SMALLEST_CROP
+from clbench.data.own.pixels import FILTERS, Filter
 
 PADDING = 4  # pixels of zeros on each side before the crop
 
@@ -73,14 +76,21 @@ class CropFlip:
 class RandomResizedCrop:
     """The usual augmentation of ImageNet (Szegedy et al. 2015): crop 8 to 100% of each image, resize it, flip half.
 
-    It does what torchvision's `RandomResizedCrop(size)` and `RandomHorizontalFlip()` do on PIL images, bicubic and with
-    antialiasing, for a whole batch at once. A crop is resized once, directly to `size`, the size of the model's inputs.
+    It does what torchvision's `RandomResizedCrop(size, (smallest, 1.0))` and `RandomHorizontalFlip()` do on PIL images,
+    with antialiasing, for a whole batch at once. A crop is resized once, directly to `size`, the size of the model's
+    inputs.
+
+    Args:
+        size: the side length of the results; None: the size of the images themselves.
+        smallest: the smallest share of an image's area that a crop covers.
+        interpolation: the interpolation; None: bicubic, or for photos in files the interpolation of the photos.
     """
 
-    size: int | None = None  # None: the size of the images themselves
+    size: int | None = None
+    smallest: float = SMALLEST_CROP
+    interpolation: Filter | None = None
 
-    name: ClassVar[str] = "random-resized-crop"
-    scale: ClassVar[tuple[float, float]] = (0.08, 1.0)
+    name: ClassVar[str] = RANDOM_CROP
     ratio: ClassVar[tuple[float, float]] = (3 / 4, 4 / 3)
     tries: ClassVar[int] = 10
 
@@ -100,7 +110,7 @@ class RandomResizedCrop:
         """
         height, width = (torch.as_tensor(side).expand(len(draws), 1) for side in (height, width))
         area, shape, top, left = draws[:, :-1].view(len(draws), self.tries, 4).unbind(2)
-        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
+        area = height * width * (self.smallest + (1.0 - self.smallest) * area)
         low, high = map(math.log, self.ratio)
         ratio = (low + (high - low) * shape).exp()
         h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
@@ -112,8 +122,8 @@ class RandomResizedCrop:
         most_h = torch.minimum(height, (width.double() / self.ratio[0]).round().long())
         none_fits = ~fits.any(1)
         h, w = torch.where(none_fits, most_h, h), torch.where(none_fits, most_w, w)
-        top, left = top.masked_fill(none_fits, 0.5), left.masked_fill(none_fits, 0.5)
-        top, left = (top * (height - h + 1)).floor(), (left * (width - w + 1)).floor()
+        top, left = (torch.where(none_fits, (side - part) // 2, (place * (side - part + 1)).floor())
+                     for place, side, part in ((top, height, h), (left, width, w)))
         return torch.stack([top, left, h, w], 1).long()
 
     def draw_flips(self, draws: Tensor) -> Tensor:
@@ -126,8 +136,9 @@ class RandomResizedCrop:
         out = (height, width) if self.size is None else (self.size, self.size)
         boxes = self.draw_boxes(draws, height, width)
         flip = self.draw_flips(draws)
-        rows = windows(boxes[:, 0], boxes[:, 2], height, out[0])
-        columns = windows(boxes[:, 1], boxes[:, 3], width, out[1])
+        kernel = linear if self.interpolation == "bilinear" else cubic
+        rows = windows(boxes[:, 0], boxes[:, 2], height, out[0], kernel)
+        columns = windows(boxes[:, 1], boxes[:, 3], width, out[1], kernel)
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
         rows, columns = (send(part.to(torch.float32), x.device)[:, None] for part in (rows, columns))
         cropped = rows @ x.to(torch.float32) @ columns.transpose(2, 3)
@@ -135,6 +146,15 @@ class RandomResizedCrop:
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {a.name: a for a in (CropFlip(), RandomResizedCrop())}
+
+
+def find_augmentation(written: str) -> Augmentation:
+    """Return an augmentation by its name, or random resized crops as `random-resized-crop:SMALLEST:INTERPOLATION`."""
+    name, *parameters = written.split(":")
+    if not parameters:
+        return AUGMENTATIONS[name]
+    smallest, interpolation = parameters
+    return RandomResizedCrop(None, float(smallest), next((name for name in FILTERS if name == interpolation), None))
 
 
 CUBIC = -0.5  # the parameter a of PIL's bicubic kernel
@@ -159,11 +179,11 @@ def resize(x: Tensor, size: int, interpolation: Interpolation, antialias: bool) 
     return x[:, :, top:top + size, left:left + size]
 
 
-def windows(begin: Tensor, length: Tensor, side: int, out: int) -> Tensor:
-    """Return the matrices [N, out, side] that resize a part of each column of pixels to `out` pixels, bicubic.
+def windows(begin: Tensor, length: Tensor, side: int, out: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the matrices [N, out, side] that resize a part of each column of pixels to `out` pixels.
 
-    Row i holds the weights of the input pixels for output pixel i: PIL's bicubic kernel (a = -0.5), centered at the
-    position of pixel i in the part. The kernel is stretched if the part shrinks (antialiasing), and normalized over the
+    Row i holds the weights of the input pixels for output pixel i: the kernel, centered at the position of pixel i in
+    the part. The kernel is stretched if the part shrinks (antialiasing), and normalized over the
     pixels of the part.
 
     Args:
@@ -171,13 +191,14 @@ def windows(begin: Tensor, length: Tensor, side: int, out: int) -> Tensor:
         length: number of pixels of each part, int64 [N].
         side: number of pixels of the column.
         out: number of pixels of the result.
+        kernel: PIL's kernel of the interpolation, `cubic` or `linear`.
     """
     step = length.double()[:, None, None] / out
     stretch = step.clamp(min=1)
     # As in PIL, the window of pixels around the center is cut off at the ends of the part.
     center = (torch.arange(out, dtype=torch.float64)[:, None] + 0.5) * step
     pixel = torch.arange(side, dtype=torch.float64) - begin[:, None, None]
-    weights = cubic((pixel + 0.5 - center) / stretch)
+    weights = kernel((pixel + 0.5 - center) / stretch)
     weights = weights.masked_fill((pixel < 0) | (pixel >= length[:, None, None]), 0)
     return weights / weights.sum(2, keepdim=True)
 
@@ -188,6 +209,11 @@ def cubic(x: Tensor) -> Tensor:
     near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
     far = CUBIC * (((x - 5) * x + 8) * x - 4)
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def linear(x: Tensor) -> Tensor:
+    """Return the kernel of linear interpolation at x, a triangle."""
+    return (1 - x.abs()).clamp(min=0)
 
 
 CHANNEL_AXIS = 1

@@ -56,7 +56,7 @@ class RawStream(HasObjective):
         mean: mean of each channel, in units of inputs scaled to [0, 1]; empty if inputs are not normalized.
         std: standard deviation of each channel, likewise.
         notes: how the data were read.
-        augment: name of the augmentation of training images (`prepare.AUGMENTATIONS`), empty for none.
+        augment: the augmentation of training images (`prepare.find_augmentation`), empty for none.
         class_names: names of the labels 0, 1, ...; empty if classes have no names. They affect no result, so `digest`
             leaves them out.
         objective: what models are trained for.

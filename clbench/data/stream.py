@@ -22,7 +22,7 @@ from clbench.data.own.samples import some
 from clbench.data.own_options import OwnOptions
 from clbench.data.photo_files import Photos
 from clbench.data.photo_samples import PhotoSamples
-from clbench.data.prepare import AUGMENTATIONS, Augmentation, Prepare
+from clbench.data.prepare import Augmentation, Prepare, find_augmentation
 from clbench.data.raw import NO_SCALE, RawStream, Split, common_outputs, hold_out, relabel
 from clbench.data.samples import HostSamples, PermutedInputCache, PermutedSamples, Samples, StochasticSamples, permute
 from clbench.data.tests import Tests
@@ -248,7 +248,7 @@ def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                                 test_rows=split.rows))
     shape = tuple(raw.train[0].x.shape[1:])
     return Stream(tuple(tasks), classes, shape, Prepare(raw.mean, raw.std), total.hexdigest()[:16], raw.notes,
-                  AUGMENTATIONS[raw.augment] if raw.augment else None, common_test=common is not None)
+                  find_augmentation(raw.augment) if raw.augment else None, common_test=common is not None)
 
 
 def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:

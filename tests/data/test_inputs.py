@@ -6,6 +6,7 @@ import torch
 import torchvision.transforms.functional as TF
 from helpers import tiny_benchmarks
 from PIL import Image
+from pydantic import ValidationError
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from clbench.core.errors import DataError, SpecError
@@ -14,7 +15,7 @@ from clbench.core.registry import discover
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.build import import_avalanche
 from clbench.data.builtin import CIFAROptions
-from clbench.data.prepare import AUGMENTATIONS, resize
+from clbench.data.prepare import AUGMENTATIONS, find_augmentation, resize
 from clbench.data.samples import Samples
 from clbench.data.stream import Prepare, Stream, StreamTask, load_stream
 from clbench.experiment.trial import Resolved
@@ -87,8 +88,11 @@ def test_a_stream_becomes_what_the_weights_want():
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(20, 20, 24), (20, 20, 8), (40, 13, 16), (13, 40, None)])
-def test_a_random_part_is_the_one_that_torchvision_would_cut_out(height, width, size):
-    augment = AUGMENTATIONS["random-resized-crop"].sized(size)
+@pytest.mark.parametrize(("written", "mode"), [
+    ("random-resized-crop", InterpolationMode.BICUBIC),
+    ("random-resized-crop:0.05:bilinear", InterpolationMode.BILINEAR)])
+def test_a_random_part_is_the_one_that_torchvision_would_cut_out(height, width, size, written, mode):
+    augment = find_augmentation(written).sized(size)
     x = images(64, height, width)
     draws = augment.draw(64, torch.Generator().manual_seed(1))
     out = augment(x, draws)
@@ -96,18 +100,20 @@ def test_a_random_part_is_the_one_that_torchvision_would_cut_out(height, width, 
     assert out.dtype == torch.uint8 and list(out.shape[2:]) == shape
     boxes = augment.draw_boxes(draws, height, width).tolist()
     for one, box, last, ours in zip(x, boxes, draws[:, -1], out, strict=True):
-        part = TF.resized_crop(one, *box, shape, InterpolationMode.BICUBIC, antialias=True)
+        part = TF.resized_crop(one, *box, shape, mode, antialias=True)
         theirs = TF.hflip(part) if last < 0.5 else part
         assert (ours.int() - theirs.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (60, 10)])
-def test_parts_have_the_shares_that_torchvision_draws(height, width):
-    augment = AUGMENTATIONS["random-resized-crop"]
+@pytest.mark.parametrize("smallest", [0.08, 0.05, 0.5])
+def test_parts_have_the_shares_that_torchvision_draws(height, width, smallest):
+    augment = find_augmentation(f"random-resized-crop:{smallest}:")
+    assert augment.interpolation is None and (augment == AUGMENTATIONS["random-resized-crop"]) == (smallest == 0.08)
     ours = augment.draw_boxes(augment.draw(4000, torch.Generator().manual_seed(0)), height, width).double()
     torch.manual_seed(0)
     image = torch.zeros(1, height, width)
-    theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, [smallest, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
     deviation = theirs.double().std(0) / 4000**0.5
     assert ((ours.mean(0) - theirs.double().mean(0)).abs() <= 5 * deviation + 1e-9).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
@@ -118,6 +124,18 @@ def test_the_old_spellings_of_augment_are_the_same_trial():
     assert [o.model_dump()["augment"] for o in by_truth] == [True, True, False, False]
     assert CIFAROptions(augment="random-resized-crop").model_dump()["augment"] == "random-resized-crop"
     assert CIFAROptions.model_validate(by_truth[0].model_dump()).augment == "crop-flip"
+
+
+def test_options_of_random_crops_need_such_crops():
+    crops = CIFAROptions(augment="random-resized-crop", crop_scale=0.05, crop_interpolation="bilinear")
+    assert crops.augmentation == "random-resized-crop:0.05:bilinear"
+    assert CIFAROptions(augment="random-resized-crop").augmentation == "random-resized-crop"
+    assert (CIFAROptions().augmentation, CIFAROptions(augment="none").augmentation) == ("crop-flip", "")
+    assert not {"crop_scale", "crop_interpolation"} & set(CIFAROptions(augment="random-resized-crop").model_dump())
+    for option in ({"crop_scale": 0.05}, {"crop_interpolation": "bicubic"}):
+        with pytest.raises(ValidationError, match=f"{next(iter(option))} is for random resized crops, and augment = "
+                                                  "crop-flip; add augment=random-resized-crop"):
+            CIFAROptions(**option)
 
 
 def test_photos_of_several_sizes_are_brought_to_one(tmp_path):

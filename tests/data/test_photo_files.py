@@ -12,7 +12,7 @@ import torch
 from helpers.photo_folders import upright, write_photos
 from PIL import Image
 from pydantic import ValidationError
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as F
 
 from clbench.core import seeds
@@ -90,10 +90,13 @@ def test_resize_and_crop_are_those_of_torchvision(folder, tmp_path, interpolatio
         assert torch.equal(x[i], F.pil_to_tensor(transform(upright(path_of(train, i))))), path_of(train, i)
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_crops_are_those_of_torchvision_on_the_original_photo(folder, tmp_path, interpolation):
-    train = stream(folder, tmp_path, read="files", size=24, interpolation=interpolation).tasks[0].train
-    crop = RandomResizedCrop(20)
+@pytest.mark.parametrize(("interpolation", "of_crops"), [
+    ("bicubic", None), ("bilinear", None), ("bicubic", "bilinear"), ("bilinear", "bicubic")])
+def test_crops_are_those_of_torchvision_on_the_original_photo(folder, tmp_path, interpolation, of_crops):
+    read = stream(folder, tmp_path, read="files", size=24, interpolation=interpolation, augment="random-resized-crop",
+                  crop_scale=0.05, crop_interpolation=of_crops)
+    train, crop = read.tasks[0].train, read.augment.sized(20)
+    assert crop == RandomResizedCrop(20, 0.05, of_crops)
     index = torch.randperm(len(train), generator=seeds.generator(0, "a"))
     draws = crop.draw(len(index), seeds.generator(0, "b"))
     whole, crops = train.take_crops(Request(index, crop, draws))
@@ -104,11 +107,22 @@ def test_crops_are_those_of_torchvision_on_the_original_photo(folder, tmp_path, 
     for row, (i, draw) in enumerate(zip(index.tolist(), draws, strict=True)):
         image = upright(path_of(train, i))
         box, = crop.draw_boxes(draw[None], image.height, image.width).tolist()
-        want = F.resized_crop(image, *box, [20, 20], InterpolationMode(interpolation))
+        want = F.resized_crop(image, *box, [20, 20], InterpolationMode(of_crops or interpolation))
         if draw[-1] < 0.5:
             want, mirrored = F.hflip(want), mirrored + 1
         assert torch.equal(crops[row], F.pil_to_tensor(want)), path_of(train, i)
     assert 0 < mirrored < len(index)
+
+
+@pytest.mark.parametrize("read", ["files", "memory"])
+def test_photos_are_normalized_by_imagenets_mean_and_deviation(folder, tmp_path, read):
+    read_stream = stream(folder, tmp_path, read=read, size=None, resize=33, crop=28, normalize="imagenet")
+    plain = stream(folder, tmp_path, read="files", size=None, resize=33, crop=28).tasks[0].train.photos
+    inputs = torch.cat([read_stream.prepare(chunk.x) for chunk in read_stream.tasks[0].train.chunks(7)])
+    transform = Compose([Resize(33, InterpolationMode.BICUBIC), CenterCrop(28), ToTensor(),
+                         Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    for row, x in zip(plain.rows.tolist(), inputs, strict=True):
+        torch.testing.assert_close(x, transform(upright(plain.table.path(row))), rtol=0, atol=1e-5)
 
 
 def test_boxes_of_photos_of_several_sizes_are_those_of_each_size():
@@ -129,6 +143,9 @@ def test_gray_photos_alone_keep_one_channel(tmp_path):
     read = stream(tmp_path / "p", tmp_path, read="files", scenario="class")
     assert read.input_shape == (1, 9, 9)
     assert set(read.tasks[0].train.photos.read().flatten().tolist()) <= {0, 10, 20, 30, 40}
+    for place in ("files", "memory"):
+        with pytest.raises(DataError, match="normalize = imagenet is for color images of bytes, and its samples are"):
+            stream(tmp_path / "p", tmp_path, read=place, scenario="class", normalize="imagenet")
 
 
 def test_photos_may_be_indexed_and_joined_without_being_decoded(folder, tmp_path, undecoded):
@@ -257,14 +274,16 @@ def test_the_digest_is_of_contents_labels_and_preprocessing_and_not_of_places(tm
     shutil.copytree(root, tmp_path / "copy")
     assert digest(tmp_path / "copy") == first
     others = {digest(size=25), digest(interpolation="bilinear"), digest(size=None, resize=24, crop=24),
-              digest(augment="crop-flip"), digest(tasks=4)}
+              digest(augment="crop-flip"), digest(tasks=4), digest(augment="random-resized-crop"),
+              digest(augment="random-resized-crop", crop_scale=0.05), digest(normalize="imagenet"),
+              digest(augment="random-resized-crop", crop_interpolation="bicubic")}
     (root / "class0" / "0.png").replace(root / "class1" / "new.png")
     others.add(digest())
     (root / "class1" / "new.png").replace(root / "class0" / "0.png")
     assert digest() == first
     Image.new("RGB", (30, 30)).save(root / "class0" / "0.png")
     others.add(digest())
-    assert len(others) == 7 and first not in others
+    assert len(others) == 11 and first not in others
 
 
 def test_the_cache_holds_no_pixels_and_notices_a_change(tmp_path):
@@ -306,7 +325,8 @@ def test_sizes_that_contradict_each_other_are_refused(options, message):
 
 
 def test_new_options_do_not_change_the_keys_of_old_trials():
-    assert not {"read", "resize", "crop", "interpolation"} & set(ImagesOptions().model_dump())
+    assert not {"read", "resize", "crop", "interpolation", "crop_scale", "crop_interpolation"} & set(
+        ImagesOptions(augment="random-resized-crop").model_dump())
     assert ImagesOptions(read="files").model_dump()["read"] == "files"
 
 

@@ -233,7 +233,7 @@ def test_images_with_numbers_to_predict_are_normalized_as_the_weights_were_train
     stream = runner.stream(trial)
     assert stream.predicts_numbers and (stream.prepare.mean, stream.prepare.std) == ((0.5,) * 3, (0.25,) * 3)
     augmented = plan(build({**values, "benchmark": values["benchmark"] + ":augment=crop-flip"}), discover())[0].trial
-    with pytest.raises(DataError, match="with numbers to predict are not augmented; leave augment out"):
+    with pytest.raises(DataError, match="with numbers to predict are not augmented, nor normalized"):
         runner.stream(augmented)
 
 

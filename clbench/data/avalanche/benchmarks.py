@@ -124,8 +124,7 @@ def _split_cifar(name: str, options: CIFAROptions, data_dir: Path, seed: int, be
     benchmark = split_by_class(parts[0], parts[1], options.sizes, class_order(options, seed, names))
     kinds = {"dataset": STATISTICS[name], "imagenet": STATISTICS["ImageNet"]}
     mean, std = kinds.get(options.normalize, ((), ()))
-    setattr(benchmark, LAYOUT, Layout(mean, std, augment="" if options.augment == "none" else options.augment,
-                                      class_names=names,
+    setattr(benchmark, LAYOUT, Layout(mean, std, augment=options.augmentation, class_names=names,
                                       test_rows=rows_by_task(benchmark, rows)))  # `rows` of the test part
     return benchmark
 

@@ -42,8 +42,9 @@ def arrays(name: str, options: ArraysOptions, data_dir: Path, seed: int) -> RawS
     check_arrays(name, options.model_dump(), data_dir)
     path = locate(name, data_dir)
     kind = path.suffix.lower()
-    if options.targets is not None and options.augment != "none":
-        raise DataError(f"{where}: images with numbers to predict are not augmented; leave augment out")
+    if options.targets is not None and (options.augment != "none" or options.normalize == "imagenet"):
+        raise DataError(f"{where}: images with numbers to predict are not augmented, nor normalized by ImageNet's "
+                        "mean; leave augment and normalize out")
     if kind == ".parquet":
         return _columns(path, options, seed, where)
     for option in ("label_column", "task_column", "group", "leave_out"):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clbench.core.errors import DataError
 from clbench.core.objective import REGRESSION, format_digits
+from clbench.data.datasets import STATISTICS
 from clbench.data.own.dividing import Division, Rows, divide
 from clbench.data.own.samples import Labeled, as_number, some
 from clbench.data.own_options import TaskOptions
@@ -42,18 +43,35 @@ def own_benchmark(x: Tensor, labeled: Labeled, options: TaskOptions, seed: int, 
         where: the name of the data in errors.
         x_test: inputs of the test part [M, ...]; None: a share of x is held out.
         test: labels, tasks and groups of the test part.
-        augment: name of the augmentation of training images, empty for none.
+        augment: the augmentation of training images (`prepare.find_augmentation`), empty for none.
         notes: how inputs were read; notes on the division are appended.
 
     Raises:
-        DataError: `divide` raises an error, or `augment` is given for samples that are not images.
+        DataError: `divide` raises an error, or options of images are given for samples that are not images.
     """
     if augment and x.dim() != IMAGE_BATCH_DIMS:
         raise DataError(f"{where}: augment is for images, and its samples are {list(x.shape[1:])}; leave augment out")
+    mean, std = mean_and_deviation(options, x, where)
     division = divide(labeled, test, options, seed, where)
     train_x, test_x = ([part[torch.from_numpy(rows)] for rows in tasks] for part, tasks in
                        ((x, division.train), (x if x_test is None else x_test, division.test)))
-    return label_stream(division, train_x, test_x, augment=augment, notes=notes)
+    return label_stream(division, train_x, test_x, mean=mean, std=std, augment=augment, notes=notes)
+
+
+def mean_and_deviation(options: TaskOptions, x: Tensor | Photos, where: str
+                       ) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and standard deviation of each channel by which the options normalize images; empty for none.
+
+    Raises:
+        DataError: the options ask for ImageNet's, and the inputs x [N, ...] are not color images of bytes.
+    """
+    if getattr(options, "normalize", "none") != "imagenet":
+        return (), ()
+    mean, std = STATISTICS["ImageNet"]
+    if x.dtype != torch.uint8 or len(x.shape) != IMAGE_BATCH_DIMS or x.shape[1] != len(mean):
+        raise DataError(f"{where}: normalize = imagenet is for color images of bytes, and its samples are "
+                        f"{list(x.shape[1:])} of {x.dtype}; choose normalize=none")
+    return mean, std
 
 
 def label_stream(division: Division, train: Inputs, test: Inputs, *, mean: Sequence[float] = (),
@@ -66,7 +84,7 @@ def label_stream(division: Division, train: Inputs, test: Inputs, *, mean: Seque
         test: inputs of each task's test samples, likewise.
         mean: the means by which inputs are standardized; empty if they are not.
         std: the standard deviations, likewise.
-        augment: name of the augmentation of training images, empty for none.
+        augment: the augmentation of training images (`prepare.find_augmentation`), empty for none.
         notes: how inputs were read.
     """
     train_splits = tuple(Split(x, torch.from_numpy(division.y_train[rows]), groups=groups) for x, rows, groups in

@@ -22,7 +22,7 @@ from clbench.core.errors import DataError
 from clbench.data.common_options import PhotoOptions
 from clbench.data.contents import contents_of, index_of, listed_files
 from clbench.data.named.options import NamedOptions, files_of
-from clbench.data.own.benchmark import label_stream
+from clbench.data.own.benchmark import label_stream, mean_and_deviation
 from clbench.data.own.dividing import divide
 from clbench.data.own.lists import files_of_parts, find_photos
 from clbench.data.own.pixels import GRAY, Head, PhotoFormat, fit_to_form, head_of, into, reason, shrink, turn_upright
@@ -88,7 +88,9 @@ def photo_benchmark(name: str, root: Path, files: Sequence[Path], train: PhotoFi
         x, format_notes = read_photos([[photos[row] for row in task_rows] for task_rows in rows], options, where,
                                       way_out="; read=files reads them batch by batch")
     tasks = len(division.train)
-    return label_stream(division, x[:tasks], x[tasks:], augment=options.augmentation, notes=[*notes, *format_notes])
+    mean, std = mean_and_deviation(options, x[0], where)
+    return label_stream(division, x[:tasks], x[tasks:], mean=mean, std=std, augment=options.augmentation,
+                        notes=[*notes, *format_notes])
 
 
 def _list_photos(name: str, root: Path, listed_paths: Sequence[Path], files: Sequence[Path], options: StoredTaskOptions,

@@ -17,9 +17,9 @@ GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # modes of
 ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that swap width and height
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 METADATA = frozenset((b"eXIf", b"iTXt", b"tEXt", b"zTXt"))  # chunks of a PNG
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 Bytes = npt.NDArray[np.uint8]
 Filter = Literal["bicubic", "bilinear"]
+FILTERS: dict[Filter, Image.Resampling] = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,14 @@ class PhotoFormat:
     channels: int
     resize: int | None = None
     interpolation: Filter = "bicubic"
+
+
+class Part(NamedTuple):
+    """A part of a photo: top, left, height and width, whether it is mirrored, and how it is resized."""
+
+    box: list[int]
+    mirrored: bool
+    interpolation: Filter
 
 
 class Head(NamedTuple):
@@ -128,7 +136,7 @@ def into(out: Bytes, image: Image.Image, mirrored: bool = False) -> None:
 
 
 def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | None,
-               part: tuple[list[int], bool] | None, crop: Bytes | None) -> None:
+               part: Part | None, crop: Bytes | None) -> None:
     """Decode a photo into arrays [C, H, W].
 
     Args:
@@ -136,7 +144,7 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
         size: the expected height and width of the photo.
         form: the format of the whole photo.
         whole: receives the whole photo; None if it is not needed.
-        part: top, left, height and width of a part, and whether it is mirrored.
+        part: a part of the photo; None if no part is needed.
         crop: receives the resized part; None if it is not needed.
 
     Raises:
@@ -156,10 +164,10 @@ def read_photo(path: str, size: list[int], form: PhotoFormat, whole: Bytes | Non
             if whole is not None:
                 into(whole, fit_to_form(image, form))
             if crop is not None and part is not None:
-                (top, left, height, width), mirrored = part
+                top, left, height, width = part.box
                 cut = image.crop((left, top, left + width, top + height))
                 sides = crop.shape[2], crop.shape[1]
-                into(crop, cut if cut.size == sides else cut.resize(sides, FILTERS[form.interpolation]), mirrored)
+                into(crop, cut if cut.size == sides else cut.resize(sides, FILTERS[part.interpolation]), part.mirrored)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds
