@@ -44,6 +44,14 @@ def coda_lists(root):
     return order
 
 
+def l2p_lists(root):
+    """Write lists in L2P's format, with two training photos and one test photo per class."""
+    for name, numbers in (("train_list.txt", (0, 2)), ("val_list.txt", (1,))):
+        (root / name).write_text("".join(f"{wnid}/art_{number}.jpg {label}\n" for number in numbers
+                                         for label, wnid in enumerate(WNIDS)))
+    return root
+
+
 def pilot(root, names):
     """Write folders in PILOT's layout."""
     for number, name in enumerate(names):

@@ -216,6 +216,7 @@ class CUBOptions(ByClassOptions):
     LISTS: ClassVar[tuple[str, ...]] = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
     DATA: ClassVar[DataSet] = DataSet(
         "CUB-200-2011", "CUB_200_2011", citation="Wah et al. 2011, Caltech technical report CNS-TR-2011-001",
+        # TFDS publishes size and SHA-256. Public code gives this address with the MD5 that Avalanche publishes.
         downloads=(Download("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", 1_150_585_339,
                             "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),))
 
