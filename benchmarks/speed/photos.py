@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import processes
+from compare import REPORTS
+from tabulate import tabulate
+from written import write
 
 CLASSES, BATCH, SIZE, RESIZED = 10, 64, 224, 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -157,24 +163,53 @@ def use(folder: str, place: str, read: str) -> None:
     print(json.dumps({"bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "used": used}))
 
 
+def render(speed: dict[str, Any], memory: Sequence[dict[str, Any]], machine: dict[str, str]) -> str:
+    """Return the measurements as Markdown."""
+    def pipe(rows: list[list[object]], headers: list[str]) -> str:
+        return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True,
+                        colalign=("left", *["right"] * (len(headers) - 1)))
+
+    text = ["# Photos that stay in their files\n"]
+    if speed:
+        rows: list[list[object]] = [[kind, *(round(statistics.median(one[way])) for way in ("clbench", "torchvision")),
+                                     one["ratio"]] for kind, one in speed.items()]
+        text += ["Photos per second that are decoded and prepared (medians). torchvision is its `ImageFolder` with "
+                 "torch's `DataLoader`, with the same transforms and as many processes as cores.\n",
+                 pipe(rows, ["transforms", "clbench", "torchvision", "ratio"]), ""]
+    if memory:
+        text += ["Peak memory in MB of a process that loads a stream and reads all its photos once. `read=files` "
+                 "decodes them batch by batch; `read=memory` holds them all, at 64 x 64 pixels. The *first* process "
+                 "lists and hashes the files, a *later* one reads the list.\n",
+                 pipe([[f"{one['photos']:,}", one["read"], one["first MB"], one["later MB"]] for one in memory],
+                      ["photos", "read", "first", "later"]), ""]
+    return "\n".join([*text, tabulate(list(machine.items()), ["machine and run", ""], tablefmt="pipe",
+                                      disable_numparse=True), ""])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print a line for each measurement."""
+    """Measure and write photos.md and photos.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=1000, help="of 500 x 375 pixels, for speed (1000)")
+    parser.add_argument("--photos", type=int, default=1000,
+                        help="of 500 x 375 pixels, for speed; 0: do not measure speed (1000)")
     parser.add_argument("--repeats", type=int, default=5, help="passes of each way (5)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="processes of the DataLoader (all)")
-    parser.add_argument("--counts", default="1000,10000,50000", help="of photos, for memory (1000,10000,50000)")
+    parser.add_argument("--counts", default="1000,10000,50000",
+                        help="of photos, for memory; empty: do not measure memory (1000,10000,50000)")
+    parser.add_argument("--out", type=Path, default=REPORTS, help="folder of photos.md and photos.json")
     parser.add_argument("--use", nargs=3, help=argparse.SUPPRESS)
     found = parser.parse_args(argv)
     if found.use:
         use(*found.use)
         return 0
-    if found.photos:
-        for kind, result in measure_speed(found).items():
-            print(json.dumps({"transforms": kind, **result}), flush=True)
-    for count in map(int, filter(None, found.counts.split(","))):
-        for read in ("files", "memory"):
-            print(json.dumps(measure_memory(count, read)), flush=True)
+    before, began = processes.busy_elsewhere(), time.perf_counter()
+    speed = measure_speed(found) if found.photos else {}
+    memory = [measure_memory(count, read) for count in map(int, filter(None, found.counts.split(",")))
+              for read in ("files", "memory")]
+    after = processes.busy_elsewhere()
+    busy = "unknown" if before is None or after is None else f"{(after - before) / (time.perf_counter() - began):.2f}"
+    machine = {**processes.machine(found.cores), "command": shlex.join(["python", *sys.argv]),
+               "date": time.strftime("%Y-%m-%d"), "cores that other processes kept busy": busy}
+    write(found.out, "photos", render(speed, memory, machine), {"machine": machine, "speed": speed, "memory": memory})
     return 0
 
 

@@ -96,7 +96,7 @@ def test_options_of_a_paper_are_planned_and_read(data, letter, written):
         assert format_of_tests.interpolation == ("bilinear" if letter in ("B", "C") else "bicubic")
     if first := FIRST.get((classes, options.get("class_order"))):
         natural = {"split-imagenet-r": WNIDS[::-1] if options.get("split") == "coda" else WNIDS,
-                   "split-imagenet-a": WNIDS, "split-omnibenchmark": sorted(str(number) for number in range(300))}.get(name)
+                   "split-imagenet-a": WNIDS, "split-omnibenchmark": sorted(map(str, range(300)))}.get(name)
         if natural is None:
             end = "Bird" if options["split"] == "pilot" else "Bird_{}"
             natural = [f"{n:03}.{end.format(n)}" for n in range(1, 201)]
