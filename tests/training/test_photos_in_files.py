@@ -1,6 +1,9 @@
 """Training on photos that stay in their files gives what training on photos in memory gives."""
 
+import json
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from helpers.photo_folders import upright, write_photos
 from PIL import Image, ImageOps
+from torch import nn
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
@@ -72,6 +76,43 @@ def test_results_are_those_of_photos_in_memory(folder, tmp_path, uncached, metho
     memory, files = (run(planned(folder, method, read, benchmark), tmp_path) for read in ("memory", "files"))
     assert outcome(files) == outcome(memory)
     assert files.costs.replay_samples == memory.costs.replay_samples
+
+
+@pytest.mark.slow
+def test_two_thousand_photos_give_the_logits_of_memory(tmp_path, uncached):
+    root = write_photos(tmp_path / "photos", each=500)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 4))
+    outcomes, logits = [], []
+    for read in ("memory", "files"):
+        group = planned(root, "naive", read, {"resize": 28, "crop": 24, "size": "none", "interpolation": "bilinear"},
+                        recipe={"epochs": 1, "batch_size": 50, "optimizer": "sgd", "lr": 0.05})
+        outcomes.append(outcome(run(group, tmp_path)))
+        stream = TrialRunner(ExecutionSettings(data=tmp_path), "cpu", "a test").stream(group[0].trial)
+        with torch.no_grad():
+            logits.append(torch.cat([network(stream.prepare(chunk.x)) for task in stream.tasks
+                                     for part in (task.train, task.test) for chunk in part.chunks(64)]))
+    assert logits[0].shape == (2000, 4) and torch.equal(*logits)
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is that of Linux")
+def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "speed" / "photos.py"
+    peaks = {}
+    for count in (500, 8000):
+        first = write_photos(tmp_path / str(count) / "photos", classes=2, each=2)
+        for number in range(2, count // 2):
+            for c in range(2):
+                (first / f"class{c}" / f"{number}.png").hardlink_to(first / f"class{c}" / "0.png")
+        printed = subprocess.run([sys.executable, script, "--use", first, tmp_path / str(count), "files"], check=True,
+                                 stdout=subprocess.PIPE, text=True).stdout
+        result = json.loads(printed)
+        assert result["used"] == count
+        peaks[count] = result["bytes"]
+    decoded = 7500 * 3 * 64 * 64
+    assert peaks[8000] - peaks[500] < decoded / 3, peaks
 
 
 def test_results_are_the_same_with_what_phases_store_and_in_a_stack(folder, tmp_path):
