@@ -27,6 +27,7 @@ from tabulate import tabulate
 from written import write
 
 CLASSES, BATCH, SIZE, RESIZED = 10, 64, 224, 256
+MOST_IN_MEMORY = 10_000  # photos; memory that grows with their number needs no measurement of more
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -148,8 +149,10 @@ def measure_memory(count: int, read: str) -> dict[str, Any]:
         write_photos(folder, count, min(count, 300), 80, 96)
         peaks = [json.loads(subprocess.run([sys.executable, __file__, "--use", str(folder), place, read], check=True,
                                            stdout=subprocess.PIPE, text=True).stdout) for _ in range(2)]
-    return {"photos": count, "read": read, **{f"{when} MB": round(peak["bytes"] / 1e6)
-                                              for when, peak in zip(("first", "later"), peaks, strict=True)}}
+    result = {"photos": count, "read": read, **{f"{when} MB": round(peak["bytes"] / 1e6)
+                                                for when, peak in zip(("first", "later"), peaks, strict=True)}}
+    print(json.dumps(result), file=sys.stderr, flush=True)
+    return result
 
 
 def use(folder: str, place: str, read: str) -> None:
@@ -204,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before, began = processes.busy_elsewhere(), time.perf_counter()
     speed = measure_speed(found) if found.photos else {}
     memory = [measure_memory(count, read) for count in map(int, filter(None, found.counts.split(",")))
-              for read in ("files", "memory")]
+              for read in ("files", "memory") if read == "files" or count <= MOST_IN_MEMORY]
     after = processes.busy_elsewhere()
     busy = "unknown" if before is None or after is None else f"{(after - before) / (time.perf_counter() - began):.2f}"
     machine = {**processes.machine(found.cores), "command": shlex.join(["python", *sys.argv]),
