@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from clbench.core.errors import SpecError, guess
 from clbench.core.objective import ACCURACY, Metric
@@ -20,6 +21,10 @@ from clbench.results.curve import Curve
 from clbench.results.records import ErrorCounts, Record
 from clbench.results.sequential import interval_of
 from clbench.results.stats import Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 COUNTED: tuple[Unit, ...] = ("count", "bytes", "flops")
 COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
@@ -44,6 +49,7 @@ class Measure:
     zero_competes: bool = True  # a method with 0 can be the best
     metric: Metric | None = None  # the metric whose mean over tasks after the last task this is, if it is one
     needs_joint: bool = False  # there is no value without joint training's record
+    items: Callable[[Record], npt.NDArray[np.float32] | None] | None = None  # numbers of single items, whose mean it is
 
 
 def _last_value(values: Sequence[float]) -> float | None:

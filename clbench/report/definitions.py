@@ -147,11 +147,13 @@ def condition(setting: Setting) -> str:
         return "" if setting.own_training else (
             "All results are conditional on the samples that each seed divides into training and validation samples.")
     covered = [m.metric.label for m in setting.measures if m.metric and setting.answers(m)]
+    texts = any(m.items and setting.answers(m) for m in setting.measures)
     training, tests = not setting.own_training, not setting.own_tests and not covered
     shared = join_names([*(["training"] if training else []), *(["test"] if tests else [])], 2)
     also = "also " if shared else ""
     return " ".join(filter(None, [
         f"Intervals and tests of {join_names(covered)} also cover the choice of test samples." if covered else "",
+        "Those of general texts also cover the choice of texts." if texts else "",
         f"All results are conditional on the {shared} samples, which all seeds share." if shared else "",
         f"Results of other metrics are {also}conditional on the test samples." if covered else ""]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 LEADING_COLUMNS = ("trial", "setting", "scenario", "method", "strategy", "reference", "status")  # before the options
-TRAILING_COLUMNS = ("seed", "learned", "task")  # after the options
+SEED, LEARNED, TASK, TEXT = "seed", "learned", "task", "text"  # columns after the options
 MEASURED: tuple[Unit, ...] = ("percent", "points", "nats", "value", "seconds")  # units of values that have an interval
 SEEDS = "seeds"
 LAST_COLUMNS = ("complete", "strategy", "reference", "setting", "scenario", "metric")  # after the numbers. Short
@@ -30,6 +30,39 @@ VERDICTS = "verdicts"  # key of a comparison's `attrs`
 
 def tidy(records: Sequence[Record]) -> DataFrame:
     """Return every value of R and of further metrics, with a row for each task and row of R; see `Results.frame`."""
+    return _tidy(records, TASK, matrices, _values_of_tasks)
+
+
+def general(records: Sequence[Record]) -> DataFrame:
+    """Return every score of general texts; see `Results.general_frame`."""
+    return _tidy(records, TEXT, lambda record: list(chain.from_iterable(record.general.values())), _values_of_texts)
+
+
+Values = Iterator[tuple[int, int | str, dict[str, float]]]  # learned tasks, task or text, value by metric
+
+
+def _values_of_tasks(record: Record) -> Values:
+    by_metric = matrices(record)
+    for learned, task in product(range(len(record.R)), range(len(record.R[0]) if record.R else 0)):
+        yield learned, task + 1, {name: matrix[learned][task] for name, matrix in by_metric.items()}
+
+
+def _values_of_texts(record: Record) -> Values:
+    for text, by_metric in record.general.items():
+        for learned in range(max(map(len, by_metric.values()), default=0)):
+            yield learned, text, {name: values[learned] for name, values in by_metric.items()}
+
+
+def _tidy(records: Sequence[Record], of: str, names_of: Callable[[Record], Iterable[str]],
+          values_of: Callable[[Record], Values]) -> DataFrame:
+    """Return a row for each value of each record.
+
+    Args:
+        records: the records.
+        of: the column that names the task or text of a value.
+        names_of: returns the names of a record's metrics.
+        values_of: yields the values of a record.
+    """
     pandas = _pandas()
     rows: list[dict[str, Any]] = []
     all_options: list[dict[str, Any]] = []
@@ -41,13 +74,11 @@ def tidy(records: Sequence[Record]) -> DataFrame:
                           method.reference, record.status)
                 facts = dict(zip(LEADING_COLUMNS, values, strict=True))
                 options = {name: to_plain(value) for name, value in options_of(record.trial).items()}
-                by_metric = matrices(record)
-                metric_names |= dict.fromkeys(by_metric)
-                for learned, task in product(range(len(record.R)), range(len(record.R[0]) if record.R else 0)):
-                    rows.append({**facts, "seed": record.trial.seed, "learned": learned, "task": task + 1,
-                                 **{name: matrix[learned][task] for name, matrix in by_metric.items()}})
+                metric_names |= dict.fromkeys(names_of(record))
+                for learned, subject, by_metric in values_of(record):
+                    rows.append({**facts, SEED: record.trial.seed, LEARNED: learned, of: subject, **by_metric})
                     all_options.append(options)
-    trailing = (*TRAILING_COLUMNS, *metric_names)
+    trailing = (SEED, LEARNED, of, *metric_names)
     names = column_names(all_options, (*LEADING_COLUMNS, *trailing))
     table = {name: pandas.Series([row[name] for row in rows]) for name in LEADING_COLUMNS}
     table |= {column: _set_type([options.get(name) for options in all_options]) for name, column in names.items()}

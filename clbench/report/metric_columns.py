@@ -6,11 +6,12 @@ The columns of costs are the same for all metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
+from typing import TYPE_CHECKING
 
-from clbench.core.objective import ACCURACY, NLL, Metric, objective_of
+from clbench.core.objective import ACCURACY, METRICS, Metric, objective_of
 from clbench.report.columns import (
     ACC,
     BYTES,
@@ -25,11 +26,16 @@ from clbench.report.columns import (
     TRAINABLE,
     Measure,
 )
-from clbench.report.formatting import difference_unit, unit_of
+from clbench.report.formatting import difference_unit, task_label, unit_of
 from clbench.report.model import Column
 from clbench.results import metrics
-from clbench.results.records import Record, matrices
+from clbench.results.records import Record, general_item_scores, matrices
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+GENERAL = "General ability"  # title of the tables
 SHOWN_DIGITS = 8  # of the hash of a general text
 Value = Callable[[Record, Record | None], float | None]
 
@@ -39,30 +45,62 @@ def measures_of(metric: Metric) -> tuple[Measure, ...]:
     return MEASURES if metric == ACCURACY else _measures_of(metric)
 
 
+@dataclass(frozen=True)
+class GeneralScore:
+    """A metric of a file of general texts. Files of the same name with other contents are other texts."""
+
+    name: str  # of the file
+    digest: str  # hash of its content
+    title: str  # the name, with the start of the hash if files of other contents have it too
+    metric: Metric
+
+    def values(self, record: Record) -> list[float]:
+        """Return the values before training and after each task; empty if the record has none."""
+        if record.general_files.get(self.name, "") != self.digest:
+            return []
+        return record.general.get(self.name, {}).get(self.metric.name, [])
+
+    def items(self, record: Record) -> npt.NDArray[np.float32] | None:
+        """Return the values of single texts [T + 1, N], or None if they are not known."""
+        return general_item_scores(record, self.name, self.metric.name) if self.values(record) else None
+
+    @property
+    def change(self) -> Measure:
+        """Return the column of the change of the metric through training."""
+        def items_of(record: Record) -> npt.NDArray[np.float32] | None:
+            return None if (items := self.items(record)) is None else items[-1] - items[0]
+
+        column = Column(f"change of {self.metric.label} on {self.title}", difference_unit(unit_of(self.metric)),
+                        self.metric.direction)
+        return Measure(column, lambda record, _: values[-1] - values[0] if (values := self.values(record)) else None,
+                       COMPARISON, tested=True, optional=True, items=items_of)
+
+    def at(self, row: int) -> Measure:
+        """Return the column of the metric after the first `row` tasks."""
+        def items_of(record: Record) -> npt.NDArray[np.float32] | None:
+            return None if (items := self.items(record)) is None else items[row]
+
+        column = Column(f"after {task_label(row - 1)}" if row else "before training", unit_of(self.metric),
+                        self.metric.direction)
+        return Measure(column, lambda record, _: values[row] if row < len(values := self.values(record)) else None,
+                       GENERAL, items=items_of)
+
+
+def general_scores(records: Iterable[Record]) -> list[GeneralScore]:
+    """Return each metric of each file of general texts in the records."""
+    by_text = {(name, record.general_files.get(name, "")): record.general[name] for record in records
+             for name in record.general}
+    names = [name for name, _ in by_text]
+    return [GeneralScore(name, digest, f"{name} ({digest[:SHOWN_DIGITS] or 'unknown content'})"
+                         if names.count(name) > 1 else name, METRICS[metric])
+            for (name, digest), by_metric in by_text.items() for metric in by_metric]
+
+
 def with_general(measures: Sequence[Measure], records: Iterable[Record]) -> tuple[Measure, ...]:
-    """Add a column to `measures` for each general text in the records: the change of its NLL through training.
-
-    Files of the same name with other contents are other texts; then titles have the start of the hash.
-    """
-    texts = dict.fromkeys((name, record.general_files.get(name, "")) for record in records for name in record.general)
-    if not texts:
-        return tuple(measures)
-    names = [name for name, _ in texts]
-    titles = [f"{name} ({digest[:SHOWN_DIGITS] or 'unknown content'})" if names.count(name) > 1 else name
-              for name, digest in texts]
-    index = measures.index(TASK_INFERENCE)
-    general = (_general_measure(*text, title) for text, title in zip(texts, titles, strict=True))
-    return (*measures[:index], *general, *measures[index:])
-
-
-def _general_measure(name: str, digest: str, title: str) -> Measure:
-    unit = difference_unit(unit_of(NLL))
-
-    def change(record: Record, _: Record | None) -> float | None:
-        values = record.general.get(name, {}).get(NLL.name)
-        return values[-1] - values[0] if values and record.general_files.get(name, "") == digest else None
-
-    return Measure(Column(f"change of NLL on {title}", unit, "down"), change, COMPARISON, tested=True, optional=True)
+    """Add a column to `measures` for each metric of each general text in the records: its change through training."""
+    changes = [score.change for score in general_scores(records)]
+    index = measures.index(TASK_INFERENCE) if changes else 0
+    return (*measures[:index], *changes, *measures[index:])
 
 
 def final_of(metric: Metric) -> Measure:

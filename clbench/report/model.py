@@ -112,6 +112,21 @@ class Table:
 
 
 @dataclass(frozen=True)
+class GeneralTable:
+    """A metric on general texts: a row per method, a column before training and after each task."""
+
+    text: str  # name of the texts
+    metric: Metric
+    table: Table
+    over: str  # what the intervals are over: seeds, items, or both
+
+    @property
+    def title(self) -> str:
+        """Return the title of its figure."""
+        return f"{self.metric.heading} on {self.text}"
+
+
+@dataclass(frozen=True)
 class Result:
     """A method's raw numbers for each seed: values of the section's metric, parameters, bytes, seconds.
 
@@ -167,10 +182,10 @@ class FigureData:
     alt: str  # alternative text
     caption: str
     points: tuple[FigurePoint, ...] = ()  # data of the kinds pareto, curves, growth and critical-difference
-    results: tuple[Result, ...] = ()  # data of the kinds curves, forgetting, heatmaps and steps
+    results: tuple[Result, ...] = ()  # data of the kinds curves, forgetting, heatmaps, steps and general
     critical: float | None = None  # critical difference: ranks that are closer are not significantly different
     axis: str = ""  # title of the vertical axis, for growth
-    table: Table | None = None  # data of the kinds arrival and errors
+    table: Table | None = None  # data of the kinds arrival, errors and general
     metric: Metric = ACCURACY  # the metric of `results` and `points`
     selection: str = ""  # "14 of 36 methods" if the figure shows only some of them; the caption says so, too
 
@@ -208,6 +223,7 @@ class Section:
     choosable: Choosable | None = None  # data for choosing a method; None if there are fewer than two
     task_classes: tuple[str, ...] = ()  # class names of each task; empty if there are none, or if seeds differ in them
     metric: Metric = ACCURACY  # the metric of R, by which methods are ranked and tested
+    general: tuple[GeneralTable, ...] = ()  # scores of general texts before training and after each task
 
     @property
     def summary(self) -> str:

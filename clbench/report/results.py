@@ -128,6 +128,20 @@ class Results(list[Record]):
 
         return tidy(self)
 
+    def general_frame(self) -> DataFrame:
+        """Return a tidy pandas `DataFrame` with one row for each score of general texts (`--general`).
+
+        The columns are those of `frame`, with `text` (the name of the file) instead of `task`. `learned` is 0 before
+        training. There is a column for each metric, such as `nll` and `exact`.
+
+        Raises:
+            ClbenchError: pandas is not installed.
+            StoreError: there are no records, or one trial has two that disagree.
+        """
+        from clbench.report.frames import general
+
+        return general(self)
+
     def summary(self) -> DataFrame:
         """Return the report's comparison table: a row for each method of each setting, a pandas `DataFrame`.
 
@@ -172,7 +186,7 @@ class Results(list[Record]):
         Args:
             kind: "curves", accuracy over tasks; "cost", accuracy against trainable parameters and compute with
                 Pareto fronts; "matrix", R of each method; "grid", a heat map of two options that were swept. The
-                report's other figures go by "forgetting", "growth", "steps", "errors" and "arrival".
+                report's other figures go by "forgetting", "growth", "steps", "errors", "arrival" and "general".
             setting: a setting's title, or a word of it such as "class"; required if the results have several settings.
             x: for "grid", the option along the horizontal axis, such as "rank" or "lora.rank"; by default the first
                 swept option that is not `y`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from statistics import fmean
@@ -40,6 +40,7 @@ from clbench.report.definitions import definitions, footnote
 from clbench.report.figures.arrival import arrival_figure, arrivals
 from clbench.report.figures.data import figure_point, section_figures, slugs, sweeps
 from clbench.report.figures.errors import errors_figure
+from clbench.report.figures.general import general_figures, general_tables
 from clbench.report.figures.ranks import ranking
 from clbench.report.formatting import (
     as_ranges,
@@ -51,7 +52,18 @@ from clbench.report.formatting import (
     task_label,
     unit_of,
 )
-from clbench.report.model import Cell, Column, FigureData, FigurePoint, Report, Result, Row, Section, Table
+from clbench.report.model import (
+    Cell,
+    Column,
+    FigureData,
+    FigurePoint,
+    GeneralTable,
+    Report,
+    Result,
+    Row,
+    Section,
+    Table,
+)
 from clbench.results.records import Record, metrics_of
 
 MOST_DRAWN, BEST_DRAWN = 20, 10  # the most methods in a figure; if there are more, how many of the best it shows
@@ -107,6 +119,7 @@ def _section(setting: Setting, slug: str) -> Section:
     error_tables = [anatomy] if len(anatomy.columns) > 1 else []
     error_figures = [f for f in [errors_figure(setting.title, f"{slug}-errors", anatomy)] if f]
     compute = comparison.cells(COMPUTE.column.title) if COMPUTE.column in comparison.columns else repeat(None)
+    general = general_tables(setting)
     points = list(map(figure_point, results, comparison.cells(setting.final.column.title),
                       comparison.cells(TRAINABLE.column.title), compute, sweeps(results)))
     return Section(
@@ -127,7 +140,7 @@ def _section(setting: Setting, slug: str) -> Section:
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),
         commands=tuple(dict.fromkeys(clean(r.provenance.command) for r in records)),
-        figures=(*error_figures, *_select_figures(section_figures, setting, slug, points, results, section_facts),
+        figures=(*error_figures, *_select_figures(setting, slug, points, results, general, section_facts),
                  *([arrival_figure(setting.title, slug, arriving)] if arriving else [])),
         results=results,
         verdicts=verdicts,
@@ -141,6 +154,7 @@ def _section(setting: Setting, slug: str) -> Section:
         confusions=(*errors.confusions(methods, named), *errors.rows_of(methods)),
         task_classes=named.hints if named else (),
         metric=setting.metric,
+        general=general,
     )
 
 
@@ -153,20 +167,22 @@ def _table(title: str, measures: Sequence[Measure], setting: Setting, families: 
     return Table(title, (Column("seeds", "text"), *(m.column for m in shown_measures)), rows)
 
 
-def _select_figures(figures: Callable[..., tuple[FigureData, ...]], setting: Setting, slug: str,
-                    points: Sequence[FigurePoint], results: Sequence[Result], section_facts: Facts
-                    ) -> tuple[FigureData, ...]:
+def _select_figures(setting: Setting, slug: str, points: Sequence[FigurePoint], results: Sequence[Result],
+                    general: Sequence[GeneralTable], section_facts: Facts) -> tuple[FigureData, ...]:
     """Return a section's figures. If there are too many methods to fit, the figures show only the leading ones."""
+    def figures(points: Sequence[FigurePoint], results: Sequence[Result]) -> tuple[FigureData, ...]:
+        return (*section_figures(setting.title, slug, points, results, setting.metric),
+                *general_figures(setting.title, slug, general, results))
+
     if len(results) <= MOST_DRAWN:
-        return figures(setting.title, slug, points, results, setting.metric)
+        return figures(points, results)
     labels = choose_leading(section_facts, BEST_DRAWN, [TRAINABLE.column.title, COMPUTE.column.title])
     words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
     groups = [f"the {BEST_DRAWN} {words}", "the Pareto fronts of trainable parameters and training compute",
               *(compared.other for compared in section_facts.compared)]
     selection = f"{len(labels)} of {len(results)} methods"
     remark = f" It shows {selection}: {join_names(groups)}. report.html has all methods."
-    drawn = figures(setting.title, slug, [p for p in points if p.label in labels],
-                    [r for r in results if r.label in labels], setting.metric)
+    drawn = figures([p for p in points if p.label in labels], [r for r in results if r.label in labels])
     return tuple(replace(figure, caption=figure.caption + remark, selection=selection) for figure in drawn)
 
 

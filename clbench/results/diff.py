@@ -90,12 +90,15 @@ def add_outputs(record: Record, other: Record) -> Record:
     """
     curves = [curve for curve in (record.curve, other.curve) if curve is not None]
     with_items = other if item_ids(record) is None and item_ids(other) is not None else record
+    scores = with_items.item_scores
+    if with_items is record and scores is not None and scores.content and other.item_scores is not None:
+        scores = scores.with_general_of(other.item_scores, other.general.keys() - record.general.keys())
     return record.model_copy(update={
         "curve": min(curves, key=lambda curve: (curve.every, -sum(curve.samples)), default=None),
         "probe": record.probe or other.probe,
         "errors": max(record.errors, other.errors, key=len), "answers": record.answers or other.answers,
         "general": other.general | record.general, "general_files": other.general_files | record.general_files,
-        "items": with_items.items, "item_scores": with_items.item_scores})
+        "items": with_items.items, "item_scores": scores})
 
 
 def _no_records(folder: Path, problems: Sequence[Problem], command: Sequence[str]) -> str:

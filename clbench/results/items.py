@@ -1,13 +1,12 @@
-"""Results of single test items: correct answers or scores, with statistics of both.
+"""Results of single test items: correct answers, with the statistics of answers and of scores.
 
 If every seed is tested on the same samples, a t-test over seeds ignores that other test samples would give other
 results. More seeds do not help. Here, seeds and samples are crossed random effects with one answer in each cell. The
 variance of the mean follows from the mean squares of seeds, samples and their interaction. It is never smaller than
 that of seeds or of samples alone. `benchmarks/error_rates.py` simulates the error rate of the test.
 
-Language models have scores, and so have models that predict numbers. They are in a compressed file next to the record,
-`records/KEY.items.npz`: an array [N] for each metric, in the order of the stream's test items. Numbers are float32, and
-right or wrong answers are bool. The record has the SHA-256 of the file. numpy is imported only when it is needed.
+Models without classes have scores of items instead (`clbench.results.item_scores`). numpy is imported only when it is
+needed.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import io
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from clbench.results.record_parts import RecordPart
 from clbench.results.stats import LEVEL, ROUNDING, Interval, t_quantile
@@ -243,57 +241,3 @@ def task_numbers(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
     import numpy as np
 
     return np.repeat(np.arange(len(sizes)), sizes)
-
-
-class ItemScores(RecordPart):
-    """Scores of single test items by metric, in the unit of the metric."""
-
-    LATER: ClassVar[tuple[str, ...]] = ("content",)
-
-    ids: str = Field(
-        description="Hash of the benchmark's name and the tokens of the test items; equal for the same items.")
-    count: int = Field(ge=1, description="Number of test items.")
-    sha256: str = Field(description="SHA-256 of the file of scores.")
-    content: str = Field("", description="Content of the file in base64, which only passes it between processes. A "
-                         "stored record leaves it out, and the file is `KEY.items.npz` next to the record.")
-
-    @field_validator("content")
-    @classmethod
-    def _check_content(cls, content: str) -> str:
-        """Check that the content is base64."""
-        try:
-            base64.b64decode(content, validate=True)
-        except binascii.Error as error:
-            raise ValueError("content is not base64") from error
-        return content
-
-    @classmethod
-    def of(cls, scores: Mapping[str, npt.NDArray[np.generic]], ids: str) -> ItemScores:
-        """Return the scores of items [N] by metric; `ids` is the hash of the items."""
-        import numpy as np
-
-        file = io.BytesIO()
-        np.savez_compressed(file, allow_pickle=False, **dict(scores))
-        content = file.getvalue()
-        return cls(ids=ids, count=len(next(iter(scores.values()))), sha256=hashlib.sha256(content).hexdigest(),
-                   content=base64.b64encode(content).decode())
-
-    @property
-    def file(self) -> bytes:
-        """Return the content of the file; empty if it is not known."""
-        return base64.b64decode(self.content)
-
-    def with_file(self, content: bytes) -> ItemScores | None:
-        """Return the scores with the content of their file, or None if the content is that of another file."""
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            return None
-        return self.model_copy(update={"content": base64.b64encode(content).decode()})
-
-    def scores(self, metric: str) -> npt.NDArray[np.float32] | None:
-        """Return the score of each item [N] by a metric, or None if the file is not known or does not have it."""
-        import numpy as np
-
-        if not self.content:
-            return None
-        with np.load(io.BytesIO(self.file), allow_pickle=False) as arrays:
-            return arrays[metric].astype(np.float32) if metric in arrays else None

@@ -22,7 +22,8 @@ from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
 from clbench.experiment.until import UntilDecided
 from clbench.results.curve import Curve
-from clbench.results.items import ItemResults, ItemScores, task_numbers, weight_by_task
+from clbench.results.item_scores import ItemScores
+from clbench.results.items import ItemResults, task_numbers, weight_by_task
 from clbench.results.metrics import acc
 from clbench.results.record_parts import (
     Answer,
@@ -57,6 +58,7 @@ __all__ = [
     "RecordPart",
     "StreamFacts",
     "Timings",
+    "general_item_scores",
     "item_ids",
     "item_scores",
     "matrices",
@@ -265,3 +267,17 @@ def item_scores(record: Record, metric: Metric | None = None) -> npt.NDArray[np.
         return record.items.scores(sizes, mean)
     scores = record.item_scores.scores(metric.name) if record.item_scores is not None else None
     return None if scores is None else weight_by_task(scores, sizes, mean, task_numbers(sizes))
+
+
+def general_item_scores(record: Record, name: str, metric: str) -> npt.NDArray[np.float32] | None:
+    """Return the scores [T + 1, N] of single general texts in a file by a metric, or None if they are not known.
+
+    Scores that do not belong to the values in the record, as of another file of this name, are not known.
+    """
+    import numpy as np
+
+    values = record.general.get(name, {}).get(metric, [])
+    scores = None if record.item_scores is None else record.item_scores.general(name, metric)
+    if scores is None or len(scores) != len(values):
+        return None
+    return scores if np.allclose(scores.mean(axis=1, dtype=np.float64), values, rtol=1e-5, atol=1e-6) else None

@@ -21,7 +21,8 @@ from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.results.curve import Curve
-from clbench.results.items import ItemResults, ItemScores
+from clbench.results.item_scores import ItemScores
+from clbench.results.items import ItemResults
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import Budget, PhaseSpec
@@ -44,10 +45,7 @@ class TaskResult:
 
 @dataclass(kw_only=True, eq=False)
 class TrialResults:
-    """The results of a trial so far, most with a value for each task. They become fields of the record.
-
-    Checkpoints store them by these names.
-    """
+    """The results of a trial so far, most with a value for each task; checkpoints store them by these names."""
 
     notes: list[str] = field(default_factory=list)
     R: list[list[float]] = field(default_factory=list)  # R[i][j]: score on task j after i learned tasks
@@ -61,6 +59,7 @@ class TrialResults:
     probe: Probe | None = None
     general: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     general_files: dict[str, str] = field(default_factory=dict)
+    general_items: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)  # [T + 1][N] each
     answers: list[Answer] = field(default_factory=list)
     started: datetime.datetime | None = None  # start of the trial, if a checkpoint was written or loaded
 

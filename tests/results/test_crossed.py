@@ -17,7 +17,8 @@ from clbench.report.columns import ACC, MEASURES
 from clbench.report.figures.accuracy import draw_curves
 from clbench.report.figures.style import assign_styles
 from clbench.report.formats.page import section_view
-from clbench.results.items import ItemResults, ItemScores, cross, task_numbers, weight_by_task
+from clbench.results.item_scores import ItemScores
+from clbench.results.items import ItemResults, cross, task_numbers, weight_by_task
 from clbench.results.paired import seeds_to_show
 from clbench.results.sequential import seeds_to_decide, threshold, weight
 

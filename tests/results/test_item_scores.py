@@ -16,8 +16,8 @@ from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.formats import markdown
 from clbench.results import diff
-from clbench.results.items import ItemScores
-from clbench.results.records import select_metric
+from clbench.results.item_scores import ItemScores
+from clbench.results.records import general_item_scores, select_metric
 from clbench.results.store import Store
 
 ITEMS = 60  # of three tasks of 20
@@ -54,6 +54,29 @@ def test_the_scores_are_in_a_file_next_to_the_record_and_come_back(tmp_path):
     assert read == [record] and problems == [] and store.get(record.key) == record
     assert read[0].item_scores.scores("exact").tolist() == pytest.approx(arrays_of(record)["exact"].tolist())
     assert record.facts() == record.model_copy(update={"item_scores": None}).facts()
+
+
+def test_scores_of_general_texts_are_in_the_same_file_and_are_merged(tmp_path):
+    made = scored("er", 0, 0.0)
+
+    def with_general(name, value):
+        rows = [[value, value + 1], [value + 2, value + 3]]
+        return made.model_copy(update={
+            "general": {name: {"nll": [value + 0.5, value + 2.5]}}, "general_files": {name: f"hash of {value}"},
+            "item_scores": made.item_scores.with_general({name: {"nll": rows, "exact": [[0.0, 1.0], [1.0, 1.0]]}})})
+
+    a, b, same_name = with_general("a", 1.0), with_general("b", 2.0), with_general("a", 3.0)
+    folders = [folder(tmp_path / name, record) for name, record in (("a", a), ("b", b), ("c", same_name))]
+    with np.load(Store(folders[0]).items_path(made.key)) as arrays:
+        assert arrays["general/nll/a"].dtype == np.float32 and arrays["general/exact/a"].dtype == np.bool_
+    merged, = diff.merge_runs(folders).records
+    assert general_item_scores(merged, "a", "nll").tolist() == [[1, 2], [3, 4]]
+    assert general_item_scores(merged, "b", "nll").tolist() == [[2, 3], [4, 5]]
+    assert arrays_of(merged)["nll"].tolist() == arrays_of(made)["nll"].tolist()
+    assert general_item_scores(made, "a", "nll") is None
+    lost = a.model_copy(update={"item_scores": a.item_scores.model_copy(update={"content": ""})})
+    assert general_item_scores(diff.add_outputs(lost, same_name), "a", "nll") is None, "another file of this name"
+    assert general_item_scores(diff.add_outputs(lost, b), "b", "nll").tolist() == [[2, 3], [4, 5]]
 
 
 def arrays_of(record):

@@ -22,7 +22,7 @@ from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.persistence.callbacks import CheckpointCallback
 from clbench.results import provenance
-from clbench.results.records import Record
+from clbench.results.records import Record, general_item_scores
 from clbench.strategy.base import Strategy
 from clbench.strategy.objectives import prompts_of
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
@@ -221,6 +221,20 @@ def test_general_texts_are_known_by_their_content(folder, tmp_path):
         run(folder, "naive", general=[str(path), str(other)])
     with pytest.raises(DataError, match="there is no such file"):
         run(folder, "naive", general=["missing.txt"])
+
+
+def test_scores_of_single_general_texts_are_kept_with_those_of_test_items(folder, tmp_path):
+    facts = [{"prompt": f"Fact {i}: ", "response": city} for i, city in enumerate(CITIES)]
+    write_lines(tmp_path / "facts.jsonl", facts)
+    texts = [str(folder / "general.txt"), str(tmp_path / "facts.jsonl")]
+    for record in run(folder, "naive", seeds=2, recipe={"iterations": 2, "batch_size": 4, "lr": 1e-2}, general=texts):
+        for name, metric, count in (("general.txt", "nll", 2), ("facts.jsonl", "nll", len(CITIES)),
+                                    ("facts.jsonl", "exact", len(CITIES))):
+            items = general_item_scores(record, name, metric)
+            assert items.shape == (3, count)
+            assert items.mean(axis=1).tolist() == pytest.approx(record.general[name][metric], rel=1e-5)
+        assert general_item_scores(record, "general.txt", "exact") is None
+        assert record.item_scores.scores("nll") is not None
 
 
 @pytest.mark.parametrize(("method", "scenario"), [("naive", "task"), ("lora:base=pretrained:rank=8", "task"),

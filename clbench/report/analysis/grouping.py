@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from statistics import fmean
 
@@ -65,27 +65,32 @@ class Setting:
         return {}
 
     def answers(self, measure: Measure) -> Answers:
-        """Return the scores of test samples by method and seed if the measure is a final mean and all seeds share them.
+        """Return the scores of items by method and seed if the measure is their mean and all seeds share the items.
 
-        The score is whether the answer is right or, for tasks without classes, the sample's value of the metric.
+        For a final mean, the items are the test samples. Their score is whether the answer is right or, for tasks
+        without classes, the sample's value of the metric. For general texts, the items are the texts of a file.
         """
-        if measure.metric is None:
-            return {}
-        if measure.metric not in self._answers:
-            self._answers[measure.metric] = self._answers_by(measure.metric)
-        return self._answers[measure.metric]
+        if measure not in self._answers:
+            self._answers[measure] = self._answers_by(measure)
+        return self._answers[measure]
 
     @cached_property
-    def _answers(self) -> dict[Metric, Answers]:
+    def _answers(self) -> dict[Measure, Answers]:
         """Return the cache of answers."""
         return {}
 
-    def _answers_by(self, metric: Metric) -> Answers:
-        records = done_records(self.methods)
-        ids = {item_ids(record) for record in records}
-        if not records or None in ids or len(ids) > 1 or any(r.stream and r.stream.tested < 2 for r in records):
+    def _answers_by(self, measure: Measure) -> Answers:
+        metric, read = measure.metric, measure.items
+        if metric is not None:
+            records = done_records(self.methods)
+            ids = {item_ids(record) for record in records}
+            if not records or None in ids or len(ids) > 1 or any(r.stream and r.stream.tested < 2 for r in records):
+                return {}
+            read = partial(item_scores, metric=metric)
+        if read is None:
             return {}
-        scores = {m.label: {r.trial.seed: item_scores(r, metric) for r in m.done} for m in self.methods}
+        scores = {m.label: {r.trial.seed: read(r) for r in m.done} for m in self.methods
+                  if metric or any(value is not None for value in self.values(measure)[m.label].values())}
         known_scores = {label: {seed: values for seed, values in by_seed.items() if values is not None}
                         for label, by_seed in scores.items()}
         return (known_scores if all(len(known_scores[label]) == len(by_seed) for label, by_seed in scores.items())

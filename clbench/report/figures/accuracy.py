@@ -56,35 +56,49 @@ def wrapped_label(result: Result, most: int = 22, count: int = 3) -> str:
 
 def draw_curves(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw the metric's mean over the tasks seen so far, after each task, with its interval as a band."""
-    figure, axes = style.canvas(data.subject, height=4.3)
-    texts = list(map(wrapped_label, data.results))
-    style.make_room(figure, axes, texts)
-    curves = _numbers(values_over_tasks(data.results, data.metric))
+    curves = ends_of_intervals(values_over_tasks(data.results, data.metric))
     for curve, point in zip(curves, data.points, strict=True):  # the last interval is that of the comparison
         if point.low is not None and point.high is not None:
             curve[-1] = (curve[-1][0], point.low, point.high)
+    return draw_lines(data, curves, styles, f"mean {axis_title(data.metric, ' over tasks seen')}")
+
+
+def draw_lines(data: FigureData, curves: Sequence[Sequence[tuple[float, float, float]]],
+               styles: Mapping[str, StrategyStyle], title: str, first: int = 1) -> Figure:
+    """Draw a line for each method over the number of tasks, with bands of intervals.
+
+    Args:
+        data: the figure; its results are the methods.
+        curves: the means of each method with the ends of their intervals.
+        styles: the style of each strategy.
+        title: the title of the vertical axis.
+        first: the number of tasks at the start of the lines.
+    """
+    figure, axes = style.canvas(data.subject, height=4.3)
+    texts = list(map(wrapped_label, data.results))
+    style.make_room(figure, axes, texts)
     means = [[mean for mean, *_ in curve] for curve in curves]
     spans = [[(data.metric.clip(low), data.metric.clip(high)) for _, low, high in curve] for curve in curves]
     low = min(low for low, _ in chain.from_iterable(spans))
     high = max(high for _, high in chain.from_iterable(spans))
     pad = style.padding(low, high, 0.05, data.metric)
     axes.set_ylim(low - pad, high + pad)
-    style.tasks_seen(axes, max(map(len, means)))
+    style.tasks_seen(axes, max(map(len, means)) - 1 + first, first)
     style.vertical_value_ticks(figure, axes, data.metric)
-    axes.set_ylabel(f"mean {axis_title(data.metric, ' over tasks seen')}")
+    axes.set_ylabel(title)
     for result, mean, span, color in zip(data.results, means, spans, shades(data.results, styles), strict=True):
-        steps = range(1, len(mean) + 1)
+        steps = range(first, len(mean) + first)
         axes.fill_between(steps, [a for a, _ in span], [b for _, b in span], color=color, alpha=0.13, linewidth=0,
                           zorder=1.5)
         axes.plot(steps, mean, color=color, linewidth=1.6, linestyle=(0, (4, 2)) if result.reference else "-",
                   marker=styles[result.strategy].marker, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
                   markevery=style.marker_interval(len(mean)), zorder=2.5 if result.reference else 3,
                   clip_on=False)
-    style.label_ends(axes, means, texts)
+    style.label_ends(axes, means, texts, first)
     return figure
 
 
-def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
+def ends_of_intervals(table: Table) -> list[list[tuple[float, float, float]]]:
     """Return each method's means with the ends of their intervals. With a single seed, both ends are the mean."""
     return [[(c.mean, c.mean if c.low is None else c.low, c.mean if c.high is None else c.high)
              for c in row.cells if c.mean is not None] for row in table.rows]
@@ -92,7 +106,7 @@ def _numbers(table: Table) -> list[list[tuple[float, float, float]]]:
 
 def draw_forgetting(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw each task's forgetting with its interval, methods side by side."""
-    method_values = _numbers(forgetting_per_task(data.results, data.metric))
+    method_values = ends_of_intervals(forgetting_per_task(data.results, data.metric))
     tasks, count = max(map(len, method_values)), len(method_values)
     labels = list(map(wrapped_label, data.results))
     lines = max(2, 1 + max(label.count("\n") for label in labels))

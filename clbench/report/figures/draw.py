@@ -19,6 +19,7 @@ from clbench.report.figures.accuracy import draw_curves, draw_forgetting, draw_h
 from clbench.report.figures.arrival import draw_arrival
 from clbench.report.figures.cost import draw_growth, draw_pareto
 from clbench.report.figures.errors import draw_errors
+from clbench.report.figures.general import draw_general
 from clbench.report.figures.grid import draw_grid, grid
 from clbench.report.figures.ranks import draw_critical_difference
 from clbench.report.figures.steps import draw_steps
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 
 DRAWN = {"curves": "curves", "cost": "pareto", "matrix": "heatmaps", "forgetting": "forgetting", "growth": "growth",
-         "steps": "steps", "errors": "errors", "arrival": "arrival"}  # kinds of `Results.plot`, and the report's kinds
+         "steps": "steps", "errors": "errors", "arrival": "arrival",
+         "general": "general"}  # kinds of `Results.plot`, and the report's kinds
 GRID = "grid"
 DPI = 110  # resolution of a figure on a screen
 WHY = {  # reasons why a setting may have no figure of a kind
@@ -41,7 +43,8 @@ WHY = {  # reasons why a setting may have no figure of a kind
     "cost": "it needs methods that differ in trainable parameters or compute", "growth": "no method grows",
     "steps": "it needs accuracies while tasks were learned (evaluate_every=100)",
     "errors": "it needs scenario class, and records that have the parts of their errors",
-    "arrival": "samples arrive as the benchmark has them"}
+    "arrival": "samples arrive as the benchmark has them",
+    "general": "it needs scores of general texts under a language model (general=['english'])"}
 
 
 def plot(records: Sequence[Record], kind: str, *, setting: str | None, x: str | None, y: str | None,
@@ -108,7 +111,7 @@ def png(figure: Figure) -> bytes:
 KINDS: Mapping[str, Callable[[FigureData, Mapping[str, StrategyStyle]], Figure]] = {
     "pareto": draw_pareto, "growth": draw_growth, "curves": draw_curves, "heatmaps": draw_heatmaps,
     "forgetting": draw_forgetting, "errors": draw_errors, "steps": draw_steps, "arrival": draw_arrival,
-    "critical-difference": draw_critical_difference}
+    "critical-difference": draw_critical_difference, "general": draw_general}
 
 
 def draw_report(report: Report, file_formats: Collection[FileFormat] = ()) -> dict[str, bytes]:

@@ -232,10 +232,10 @@ def make_room(figure: Figure, axes: Axes, texts: Sequence[str]) -> None:
     axes.set_position((0.1, 0.14 * share, 0.87 - (widest + 14) / (width * 72), 1 - 0.235 * share))
 
 
-def tasks_seen(axes: Axes, tasks: int) -> None:
-    """Set the horizontal axis to run from the first to the last of the tasks."""
-    axes.set_xlim(1, tasks)
-    axes.set_xticks(range(1, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
+def tasks_seen(axes: Axes, tasks: int, first: int = 1) -> None:
+    """Set the horizontal axis to run from `first`, which is 0 for a value before training, to the last of the tasks."""
+    axes.set_xlim(first, tasks)
+    axes.set_xticks(range(first, tasks + 1) if tasks <= 20 else range(5, tasks + 1, 5))
     axes.set_xlabel("tasks seen")
 
 
@@ -244,9 +244,9 @@ def marker_interval(tasks: int) -> int:
     return -(-tasks // 20)
 
 
-def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[str]) -> None:
-    """Write a text to the right of each curve's end (tasks 1, 2, ...). Texts move apart if ends are close."""
-    ends = [tuple(map(float, axes.transData.transform((len(curve), curve[-1])))) for curve in curves]
+def label_ends(axes: Axes, curves: Sequence[Sequence[float]], texts: Sequence[str], first: int = 1) -> None:
+    """Write a text to the right of each curve's end (tasks `first`, ...). Texts move apart if ends are close."""
+    ends = [tuple(map(float, axes.transData.transform((len(curve) - 1 + first, curve[-1])))) for curve in curves]
     heights = [_LINE * (text.count("\n") + 1) for text in texts]
     area = axes.get_window_extent()
     edge = float(area.x1)

@@ -74,6 +74,12 @@ def _numbers(section: Section, i: int, result: Result, k: int) -> Iterator[Line]
         for row, values in enumerate(matrix):
             for task, value in enumerate(values, start=1):
                 yield name, _UNITS.get(unit, unit), row, task, value
+    for general in section.general:
+        unit = unit_of(general.metric)
+        for row, cell in enumerate(general.table.rows[i].cells):
+            value = cell.values[k] if cell.values else None
+            if value is not None:
+                yield f"{general.metric.name} on {general.text}", _UNITS.get(unit, unit), row, "", value
     for name, (unit_of_cost, costs) in costs_by_task.items():
         for task, cost in enumerate(costs[k], start=1):
             yield name, unit_of_cost, task, "", cost

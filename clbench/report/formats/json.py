@@ -48,10 +48,12 @@ def _to_dicts(value: Any) -> Any:
 def _with_pictures(part: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a report or section, with figures in words under `pictures`, their key in schema 1.
 
-    Empty names of classes and texts about errors are left out, and so is the metric if it is accuracy.
+    Empty names of classes, texts about errors and tables of general texts are left out, and so is the metric if it is
+    accuracy.
     """
+    optional = ("task_classes", "anatomy", "confusions", "metric", "general")
     return {"pictures" if name == "figures" else name: list(map(_describe, value)) if name == "figures" else value
-            for name, value in part.items() if value or name not in ("task_classes", "anatomy", "confusions", "metric")}
+            for name, value in part.items() if value or name not in optional}
 
 
 def _with_curves(result: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def _section(section: Section, name: str) -> Iterator[str]:
     yield _items(_prose(f"{name}: {value}") for name, value in section.setting)
     notes = [*section.footnote, _explain_abbreviations(section.metric),
              *(f"No result: {problem}" for problem in section.problems), *section.notes, *section.verdicts]
-    tables = (section.comparison, *section.comparisons, *section.details, *section.matrices)
+    tables = (section.comparison, *section.comparisons, *section.details,
+              *(general.table for general in section.general), *section.matrices)
     for data, title in zip(tables, slugs([data.title for data in tables]), strict=True):
         yield table(data, section.title, f"{name}-{title}", notes if data is section.comparison else ())
     yield r"\subsection*{Settings}"

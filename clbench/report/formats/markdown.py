@@ -58,7 +58,8 @@ def _section(section: Section) -> Iterator[str]:
                "method are in report.html and report.json. Every number is in report.csv (`clbench report RUN --format "
                "html,json,csv`).")
     else:
-        yield from _fold("More metrics and costs", _titled(section.details))
+        general = (general.table for general in section.general)
+        yield from _fold("More metrics and costs", _titled((*section.details, *general)))
         yield from _fold(section.matrix_title, _titled(section.matrices))
     settings = [pair for pair in section.settings if not (has_many_methods and pair[0].startswith("method "))]
     yield from _fold("Settings, provenance, commands", [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -70,6 +71,7 @@ class FigureView:
     final: int = 0  # the column of the comparison that the figure shows against a cost
     critical: float | None = None  # the critical difference of ranks
     courses: str = ""  # JSON: accuracy over steps, which has too many values for a table
+    first: int = 1  # for kind lines, the number of tasks at the start of the lines
     zooms: tuple[str, ...] = ()  # a reader chooses one of them: all steps, or the steps around a boundary
 
 
@@ -113,12 +115,13 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
         f"{id_}-forgetting": forgetting_per_task(results, section.metric),
         f"{id_}-parameters": parameters_over_tasks(results),
         f"{id_}-seeds": with_finals(values_by_seed(results, section.seeds, section.metric), finals)}
+    tables |= {f"{id_}-general-{i}": general.table for i, general in enumerate(section.general)}
     if section.arrivals:
         tables[f"{id_}-arrival"] = section.arrivals
     matrix_results = [r for r in results if _has_matrix(r)]
     matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _format_seeds(result, section.metric))
                 for i, (table, result) in enumerate(zip(section.matrices, matrix_results, strict=True))]
-    by_task = [(name, table, () if name.endswith(("-seeds", "-arrival")) else section.task_classes)
+    by_task = [(name, table, () if re.search("-(seeds|arrival|general-.*)$", name) else section.task_classes)
                for name, table in tables.items() if table.columns]
     legend = choose_legend(section, _legend(results, styles))
     kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
@@ -189,7 +192,7 @@ def _format_seeds(result: Result, metric: Metric) -> list[list[str]]:
 
 def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
              matrices: Sequence[MatrixView]) -> list[FigureView]:
-    accuracy, forgetting, parameters, seeds, *arrival = tables
+    accuracy, forgetting, parameters, seeds, *others = tables
     comparison, metric = section.comparison, section.metric
     label, heading, final = metric.label, metric.heading, final_of(metric).column.title
     figures = [*_errors(id_, slug, section),
@@ -233,8 +236,12 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             f"{heading} matrices of {len(matrices)} methods, mean over seeds.",
             tuple(m.id for m in matrices), f"{slug}-R", wide=True, better=metric.direction))
     data = next((figure for figure in section.figures if figure.kind == "arrival"), None)
-    if data and arrival:
-        figures.append(FigureView("arrival", data.title, data.caption, data.alt, tuple(arrival), data.name, wide=True))
+    if data and section.arrivals:
+        figures.append(FigureView("arrival", data.title, data.caption, data.alt, (others[-1],), data.name, wide=True))
+    figures += [FigureView("lines", data.title, data.caption, data.alt, (name,), data.name,
+                           axis=axis_title(data.metric), metric=data.metric, first=0)
+                for name, general in zip(others, section.general, strict=False)
+                for data in section.figures if data.kind == "general" and data.title == general.title]
     return [f for f in figures if f.kind not in ("lines", "bars") or _has_full_row(tables[f.tables[0]])]
 
 

@@ -13,7 +13,8 @@ from clbench.core.objective import METRICS
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
-from clbench.results.items import ItemResults, ItemScores
+from clbench.results.item_scores import ItemScores
+from clbench.results.items import ItemResults
 from clbench.results.records import Failure
 from clbench.strategy.base import Prediction
 from clbench.training import precision

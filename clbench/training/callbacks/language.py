@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class LanguageCallback(Callback):
         """Score general texts, and answer prompts of the task just learned; after the last task, of all tasks."""
         for replica in training.replicas:
             self._score(replica, training, task)
+            if task + 1 == len(replica.stream.tasks) and replica.item_scores is not None:
+                replica.item_scores = replica.item_scores.with_general(replica.general_items)
             with eval_mode([replica.strategy]), self._forward(replica, training):
                 self._answer(replica, task)
 
@@ -98,18 +101,18 @@ class LanguageCallback(Callback):
         given_task = task if strategy.stream_info.task_given else None
         with eval_mode([strategy]), self._forward(replica, training):
             for texts in self.general:
-                sums: dict[str, float] = {}
+                items: dict[str, list[float]] = {}
                 size = batch_size(replica.stream, device, texts.tests.y.shape[1])
                 for x, y, _ in texts.tests.batches(size):
                     x, y = x.to(device), y.to(device)
                     tasks = route(strategy, prompts_of(x, y[:, :x.shape[1]]) if texts.has_responses else x, given_task)
                     out = predict_routed(strategy, x, given_task, tasks).logits
                     for name, values in strategy.objective.scores(strategy, out, y, given_task).items():
-                        sums[name] = sums.get(name, 0.0) + float(values.cpu().double().sum())
-                for name, total in sums.items():
+                        items.setdefault(name, []).extend(values.cpu().double().tolist())
+                for name, scores in items.items():
                     if name != "exact" or texts.has_responses:
-                        scores = replica.general.setdefault(texts.name, {})
-                        scores.setdefault(name, []).append(total / len(texts.tests.y))
+                        replica.general.setdefault(texts.name, {}).setdefault(name, []).append(fmean(scores))
+                        replica.general_items.setdefault(texts.name, {}).setdefault(name, []).append(scores)
 
     def _answer(self, replica: Replica, learned: int) -> None:
         """Add answers to prompts of task `learned`, and after the last task also answers for all earlier tasks."""

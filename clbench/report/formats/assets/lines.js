@@ -17,7 +17,7 @@ function drawLines(svg, width, figure, methods) {
   const x = columns.length > 1 ? linear(1, columns.length, box.left + 6, box.right - 6)
     : () => (box.left + box.right) / 2;
   frame(svg, box, {
-    x, y, xTicks: columns.map((_, i) => i + 1), xText: String, xTitle: "tasks seen",
+    x, y, xTicks: columns.map((_, i) => i + 1), xText: (i) => String(i - 1 + Number(figure.dataset.first ?? 1)), xTitle: "tasks seen",
     yTicks: y.ticks(6), yText, yTitle: figure.dataset.axis,
   });
   const marks = [];
