@@ -1,8 +1,7 @@
 """Check which results of a run folder are stale or lack outputs, before any of them is reused.
 
-Outputs beyond the accuracy matrix R, such as the results of a probe, are not part of a trial's key. If a record lacks
-a requested output, its trial is trained again. Such outputs do not affect training, so the new record has the same
-results as the old one, and also this output.
+Outputs beyond R, such as exact match or a probe, are not part of a trial's key. If a record lacks a requested output,
+its trial is trained again. Such outputs do not affect training, so the other results stay the same.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Literal
 
 from clbench.core import identity
 from clbench.core.errors import ClbenchError, PluginError, StaleError
+from clbench.core.objective import objective_of
 from clbench.core.registry import Registry
 from clbench.core.scenario import scenario_rules
 from clbench.data.contents import check_data
@@ -29,8 +29,8 @@ from clbench.experiment.trial import PlannedTrial, Trial
 from clbench.results import provenance
 from clbench.results.diff import add_outputs, differences
 from clbench.results.provenance import CodeNow, changed_parts, describe_changes, group_by_reason, packages_of
-from clbench.results.records import DIGITS, Record
-from clbench.results.store import MODEL, STATE
+from clbench.results.records import DIGITS, Record, item_ids, matrices, metric_of
+from clbench.results.store import ITEMS, MODEL, STATE
 
 SAVED_FILES = {"nothing": (), "models": (MODEL,), "state": (MODEL, STATE)}  # files by `--keep`
 
@@ -56,13 +56,15 @@ def add_missing_outputs(report: StalenessReport, planned: Sequence[PlannedTrial]
         report.notes.append(f"{count} stale {'results are' if count > 1 else 'result is'} kept without {flags}: "
                             "training again would give another result (--rerun does it)")
     for flags, count in Counter(report.lacking.values()).items():
-        results, again = ("results were", "them again; their") if count > 1 else ("result was", "it again; its")
-        report.notes.append(f"{count} {results} made without {flags}, which this run asks for. clbench trains {again} "
-                            "accuracies stay the same")
+        results, again = ("results lack", "them again; their") if count > 1 else ("result lacks", "it again; its")
+        report.notes.append(f"{count} {results} {flags}, which this run needs. clbench trains {again} other results "
+                            "stay the same")
 
 
 def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, general: Mapping[str, str]) -> str:
     """Return the flags that ask for outputs that a record lacks; empty if it has all of them, or if it failed.
+
+    Every run asks for all metrics of the objective, and for the scores of single items if their file is lost.
 
     Args:
         record: the record of a trial.
@@ -85,6 +87,8 @@ def missing_outputs(record: Record, settings: ExecutionSettings, folder: Path, g
         for name, digest in general.items():
             if record.general_files.get(name) != digest:
                 flags.append(f"--general {name}")
+        flags += [m.label for m in objective_of(metric_of(record)).metrics if m.name not in matrices(record)]
+        flags += [f"scores of items ({record.key}{ITEMS})"] * (record.item_scores is not None and not item_ids(record))
         if not all((folder / name).is_file() for name in SAVED_FILES[settings.keep]):
             flags.append(f"--keep {settings.keep}")
     return " and ".join(flags)

@@ -67,7 +67,7 @@ def test_results_without_a_curve_are_trained_once_more_and_said_to_be(tmp_path, 
     assert "evaluating while learning: 96 times on 40 test samples" in err
     assert cli.call(command) == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "2 results were made without --evaluate-every 10 (on 40 samples a task), which this run asks for" in err
+    assert "2 results lack --evaluate-every 10 (on 40 samples a task), which this run needs" in err
     seen, _ = Store(tmp_path).read()
     assert {r.key: r.R for r in seen} == {r.key: r.R for r in first} and all(r.curve for r in seen)
     when = {r.key: r.provenance.started for r in seen}

@@ -6,9 +6,10 @@ from helpers.language_models import CITIES, make_model, save, write_lines
 import clbench
 from clbench import cli
 from clbench.core.registry import discover
-from clbench.execution import explaining, tuning
+from clbench.execution import explaining, run, tuning
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
+from clbench.results.store import Store
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -35,6 +36,29 @@ def test_a_run_and_its_report_are_by_nll(setting, tmp_path, capsys):
     assert (tmp_path / "report.html").exists()
     assert cli.call(["report", str(tmp_path), "--metric", "exact", "--format", "md,html,latex,csv,json"]) == 0
     assert "| final exact match (%) ↑ |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_record_without_exact_match_or_its_scores_of_items_is_trained_again(setting, tmp_path):
+    def train():
+        values = setting | {"methods": ["naive"]}
+        experiment = run.prepare(build(values), discover(), tmp_path)
+        records = clbench.run(values, workers=0, threads=1, device="cpu", out=tmp_path)
+        return experiment, {record.key: record for record in records}
+
+    experiment, first = train()
+    store, (without_exact, without_file) = Store(tmp_path), first
+    assert len(experiment.missing) == 2 and not train()[0].missing
+    store.write(first[without_exact].model_copy(update={"scores": {}}))
+    store.items_path(without_file).unlink()
+    with pytest.warns(UserWarning, match="without scores of single items"):
+        experiment, again = train()
+    assert experiment.staleness.lacking == {without_exact: "exact match", without_file: (
+        f"scores of items ({without_file}.items.npz)")}
+    assert len(experiment.missing) == 2
+    for key, record in again.items():
+        assert record.facts() == first[key].facts() and record.item_scores == first[key].item_scores
+    assert {record.key: record.item_scores for record in store.read()[0]} == {
+        key: record.item_scores for key, record in first.items()}
 
 
 def test_tuning_and_explaining_know_the_metric_before_anything_is_trained(setting, tmp_path):
