@@ -97,6 +97,10 @@ class Metric:
         """Return the best of several values."""
         return max(values) if self.direction == "up" else min(values)
 
+    def worst(self, values: Iterable[float]) -> float:
+        """Return the worst of several values."""
+        return min(values) if self.direction == "up" else max(values)
+
     def gain(self, before: float, after: float) -> float:
         """Return how much a value improved from `before` to `after`; negative if it got worse."""
         return after - before if self.direction == "up" else before - after

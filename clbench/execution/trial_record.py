@@ -45,7 +45,7 @@ def settings_problem(stream: Stream, settings: ExecutionSettings, general: Colle
     if stream.has_classes and not stream.common_test:
         return ""
     flag = ("--probe" if settings.probe else "--anatomy" if settings.anatomy == "each" else
-            "--evaluate-every" if settings.evaluate_every is not None else "")
+            "--evaluate-every" if settings.evaluate_every is not None and stream.common_test else "")
     if not flag:
         return ""
     return (f"{flag} needs a test set for each task, and here all tasks share one; leave it out, or add --validation"

@@ -61,7 +61,7 @@ class ExecutionSettings(Strict):
     cache_mb: int = Field(1024, ge=0, description="Megabytes (2**20 bytes) per worker for caching prepared inputs and "
                           "outputs of frozen layers, which otherwise are computed again in every pass.")
     evaluate_every: Annotated[int | None, Flag("N", "only after each task")] = Field(
-        None, ge=1, description="Record the accuracy during training on a task: after each of its first 50 steps, then "
+        None, ge=1, description="Record the metrics during training on a task: after each of its first 50 steps, then "
         "every N steps (docs/metrics.md). Training stays the same, bit for bit.")
     evaluate_samples: int = Field(200, ge=1, description="Number of test samples per task for --evaluate-every, the "
                                   "same samples for all methods. A task with fewer samples uses all of them.")

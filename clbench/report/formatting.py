@@ -119,6 +119,13 @@ def unit_suffix(unit: Unit) -> str:
     return {"percent": " %", "points": " points", "nats": " nats", "seconds": " seconds"}.get(unit, "")
 
 
+def describe_difference(value: float, metric: Metric, with_unit: bool = True) -> str:
+    """Return a difference of a metric in a sentence, with its unit: `12.3 points`, `0.51 nats`."""
+    unit = difference_unit(unit_of(metric))
+    text = f"{100 * value:.1f}" if unit == "points" else number(value, unit)
+    return f"{text}{unit_suffix(unit)}" if with_unit else text
+
+
 def signed(value: float, unit: Unit) -> str:
     """Return a difference with its sign: points with one decimal, other units as in `number`.
 

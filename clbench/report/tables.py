@@ -109,8 +109,9 @@ def _section(setting: Setting, slug: str) -> Section:
     section_facts = facts(setting, everything=final_tests)
     if section_facts.baseline:
         comparison = _insert_after(setting.final, comparison, *difference_column(setting, section_facts.baseline))
-    curve_tables = [_table(WHILE_LEARNED, [m for m in setting.measures if m.table == WHILE_LEARNED], setting,
-                           families)] if any(r.curve for r in records) else []
+    curve_tables = [_table(WHILE_LEARNED.replace(ACCURACY.heading, setting.metric.heading),
+                           [m for m in setting.measures if m.table == WHILE_LEARNED], setting, families)
+                    ] if any(r.curve for r in records) else []
     last_bytes = [r.costs.bytes[-1] for r in done_records(methods) if r.costs.bytes]
     roles = dict.fromkeys(chain.from_iterable(last_bytes))
     by_role = [_table(BYTES_BY_ROLE, list(map(bytes_in_role, roles)), setting, families)] if roles else []

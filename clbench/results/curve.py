@@ -1,4 +1,4 @@
-"""Curve: the accuracy while tasks are learned, and its metrics as pure functions (docs/metrics.md).
+"""Curve: the accuracy, or another metric, while tasks are learned, and its metrics as pure functions (docs/metrics.md).
 
 Indices: tasks 0, ..., T - 1; boundary t lies before task t, 0 < t < T. Old tasks at boundary t are those before t.
 """
@@ -8,116 +8,139 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from statistics import fmean
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from clbench.core.objective import ACCURACY, METRICS, Metric
 from clbench.results.metrics import mean_or_none
+from clbench.results.record_parts import RecordPart
 
-NEAR = 0.02  # accuracies that differ by at most this count as equal for the length of a gap
+NEAR = 0.02  # values that differ by at most this count as equal for the length of a gap: shares of 1,
+NEAR_NATS = 0.05  # nats,
+# and `NEAR` of a value in the unit of a target.
 
 
 class Gap(NamedTuple):
-    """The mean accuracy on old tasks while the next task is learned, as fractions.
+    """The mean of the metric on old tasks while the next task is learned; accuracies are fractions.
 
     Args:
-        before: accuracy after consolidation of the task before the boundary.
-        lowest: lowest accuracy after a step of the new task or after its consolidation.
-        end: accuracy after consolidation of the new task.
-        lowest_step: first step of the new task with the lowest accuracy.
-        length: first later step with an accuracy within `NEAR` of `end`, or None if the accuracy does not recover.
+        before: value after consolidation of the task before the boundary.
+        worst: worst value after a step of the new task or after its consolidation.
+        end: value after consolidation of the new task.
+        worst_step: first step of the new task with the worst value.
+        length: first later step with a value that is `near` that of `end`, or None if the metric does not recover.
+        metric: the metric.
     """
 
     before: float
-    lowest: float
+    worst: float
     end: float
-    lowest_step: int
+    worst_step: int
     length: int | None
+    metric: Metric = ACCURACY
 
     @property
     def depth(self) -> float:
-        """Return how far the accuracy falls."""
-        return self.before - self.lowest
+        """Return how much worse the metric gets."""
+        return self.metric.gain(self.worst, self.before)
 
     @property
     def recovery(self) -> float:
-        """Return how much of the drop is recovered at the end of the new task."""
-        return self.end - self.lowest
+        """Return how much of that is recovered at the end of the new task."""
+        return self.metric.gain(self.worst, self.end)
+
+    @property
+    def is_small(self) -> bool:
+        """Return whether the metric gets so little worse that a recovery cannot be measured."""
+        return self.depth <= near(self.end, self.metric)
 
 
-def accuracies(curve: Curve, task: int) -> list[list[float]]:
-    """Return the accuracy on each task so far at each point of a task, [points][task + 1]."""
+def near(value: float, metric: Metric) -> float:
+    """Return the difference to a value up to which values of a metric count as equal for the length of a gap."""
+    if metric.unit.startswith("nats"):
+        return NEAR_NATS
+    return NEAR if metric.is_share or not metric.unit else NEAR * abs(value)
+
+
+def task_values(curve: Curve, task: int) -> list[list[float]]:
+    """Return the metric on each task so far at each point of a task, [points][task + 1]."""
+    if curve.metric:
+        return [list(row) for row in zip(*curve.values[curve.metric][task], strict=True)]
     return [[count / curve.samples[j] for j, count in enumerate(row)]
             for row in zip(*curve.right[task], strict=True)]
 
 
 def row_after(curve: Curve, task: int) -> list[float]:
-    """Return the accuracy on each task so far after consolidation of a task."""
+    """Return the metric on each task so far after consolidation of a task."""
+    if curve.metric:
+        return list(curve.values_after[curve.metric][task])
     return [count / curve.samples[j] for j, count in enumerate(curve.after[task])]
 
 
 def learning(curve: Curve, task: int) -> list[tuple[int, list[float]]]:
-    """Return the steps and accuracies of a task's points after its steps, followed by its point after consolidation."""
-    steps, rows = curve.steps[task], accuracies(curve, task)
+    """Return the steps and values of a task's points after its steps, followed by its point after consolidation."""
+    steps, rows = curve.steps[task], task_values(curve, task)
     return [*((step, row) for step, row in zip(steps, rows, strict=True) if step), (steps[-1], row_after(curve, task))]
 
 
 def min_acc(curve: Curve) -> float | None:
-    """Return min-ACC: the mean, over all tasks except the last, of a task's lowest accuracy since it was learned.
+    """Return min-ACC: the mean, over all tasks except the last, of a task's worst value since it was learned.
 
     None for a single task. De Lange et al. 2023.
     """
-    tasks = len(curve.after)
+    tasks = curve.tasks
     if tasks < 2:
         return None
-    minima = []
+    worst_values = []
     for j in range(tasks - 1):
         later_points = chain.from_iterable(learning(curve, t) for t in range(j + 1, tasks))
-        minima.append(min(accuracies_by_task[j] for _, accuracies_by_task in later_points))
-    return fmean(minima)
+        worst_values.append(curve.about.worst(row[j] for _, row in later_points))
+    return fmean(worst_values)
 
 
 def wc_acc(curve: Curve) -> float | None:
-    """Return WC-ACC, worst-case accuracy: the last task's final accuracy and min-ACC, weighted 1 : T - 1.
+    """Return WC-ACC, worst-case accuracy: the last task's final value and min-ACC, weighted 1 : T - 1.
 
     None for a single task. De Lange et al. 2023.
     """
-    tasks, min_accuracy = len(curve.after), min_acc(curve)
-    return None if min_accuracy is None else row_after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * min_accuracy
+    tasks, worst = curve.tasks, min_acc(curve)
+    return None if worst is None else row_after(curve, tasks - 1)[-1] / tasks + (1 - 1 / tasks) * worst
 
 
 def anytime(curve: Curve) -> float:
-    """Return the anytime average: the mean over all steps of the mean accuracy on the tasks so far.
+    """Return the anytime average: the mean over all steps of the mean value on the tasks so far.
 
     A point represents the steps since the point before it. Every task has the same weight. A task without steps counts
-    with its accuracy after consolidation. Caccia et al. 2020; Koh et al. 2022 average over samples.
+    with its value after consolidation. Caccia et al. 2020; Koh et al. 2022 average over samples.
     """
-    return fmean(_mean_over_steps(curve, task) for task in range(len(curve.after)))
+    return fmean(_mean_over_steps(curve, task) for task in range(curve.tasks))
 
 
 def _mean_over_steps(curve: Curve, task: int) -> float:
     steps = curve.steps[task]
     if not steps[-1]:
         return fmean(row_after(curve, task))
-    means = list(map(fmean, accuracies(curve, task)))
+    means = list(map(fmean, task_values(curve, task)))
     return sum((b - a) * mean for a, b, mean in zip(steps, steps[1:], means[1:], strict=False)) / steps[-1]
 
 
 def gaps(curve: Curve) -> list[Gap]:
     """Return the gap at each boundary."""
-    return [_gap(curve, task) for task in range(1, len(curve.after))]
+    return [_gap(curve, task) for task in range(1, curve.tasks)]
 
 
 def _gap(curve: Curve, task: int) -> Gap:
-    series = old_tasks(curve, task)
+    series, metric = old_tasks(curve, task), curve.about
     before, end = fmean(row_after(curve, task - 1)), series[-1][1]
-    lowest_step, lowest = min(series, key=lambda point: point[1])
-    recovery_step = next(step for step, mean in series if step >= lowest_step and mean >= end - NEAR)
-    return Gap(before, lowest, end, lowest_step, recovery_step if end - lowest > NEAR else None)
+    worst_step, worst = max(series, key=lambda point: metric.rank(point[1]))
+    limit = near(end, metric)
+    recovery_step = next(step for step, mean in series if step >= worst_step and metric.gain(mean, end) <= limit)
+    return Gap(before, worst, end, worst_step, recovery_step if metric.gain(worst, end) > limit else None, metric)
 
 
 def old_tasks(curve: Curve, task: int) -> list[tuple[int, float]]:
-    """Return the mean accuracy on the tasks before one at each of its points (`learning`), with their steps."""
+    """Return the mean value on the tasks before one at each of its points (`learning`), with their steps."""
     return [(step, fmean(row[:task])) for step, row in learning(curve, task)]
 
 
@@ -141,8 +164,15 @@ Numbers = Annotated[  # long lists are written as text on one line: "0 1 2 3"
     PlainSerializer(lambda value: " ".join(map(str, value)), return_type=str, when_used="json")]
 
 
-class Curve(BaseModel):
-    """Accuracy during training: the number of correct answers on a fixed set of test samples of each task.
+Decimals = Annotated[  # likewise: "0.25 1.5"
+    list[float], BeforeValidator(lambda value: list(map(float, value.split())) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: " ".join(map(repr, value)), return_type=str, when_used="json")]
+
+
+class Curve(RecordPart):
+    """Metrics during training, on a fixed set of test samples of each task.
+
+    Of classes, it has the number of correct answers (`right`, `after`); else the values of each metric.
 
     Each list has an entry for each task that was trained. The points of a task are before its first step, after each
     of the first steps, after every `every`-th step and after the last step (`clbench.training.callbacks.curve`). A
@@ -150,7 +180,7 @@ class Curve(BaseModel):
     steps or if its training loop cannot be observed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER: ClassVar[tuple[str, ...]] = ("metric", "values", "values_after")
 
     every: int = Field(description="Requested number of steps between points.")
     samples: list[int] = Field(description="Number of test samples of each task that are evaluated at each point.")
@@ -159,18 +189,41 @@ class Curve(BaseModel):
         [], description="Number of correct predictions at each point, for each task up to the trained one.")
     after: list[Numbers] = Field(
         [], description="Number of correct predictions on each task up to the trained one, after consolidation.")
+    metric: str = Field("", description="Metric that the curve is about; empty for accuracy.")
+    values: dict[str, list[list[Decimals]]] = Field(
+        {}, description="Without classes: values at each point, by metric, for each task up to the trained one.")
+    values_after: dict[str, list[Decimals]] = Field(
+        {}, description="Without classes: values on each task up to the trained one, by metric, after consolidation.")
 
     @model_validator(mode="after")
     def _check(self) -> Curve:
         """Check that there is a number for each point and that there are no more right answers than samples."""
-        for index, (steps, right) in enumerate(zip(self.steps, self.right, strict=True)):
-            if len(right) != index + 1 or any(len(series) != len(steps) for series in right):
-                raise ValueError("a curve has not one number for each point and task")
+        if self.metric and self.metric not in METRICS:
+            raise ValueError(f"{self.metric!r} is no metric; known are {', '.join(METRICS)}")
+        matrices: list[Sequence[Sequence[Sequence[float]]]] = [*self.values.values()] if self.metric else [self.right]
+        for by_task in matrices:
+            for index, (steps, series_by_task) in enumerate(zip(self.steps, by_task, strict=True)):
+                if len(series_by_task) != index + 1 or any(len(series) != len(steps) for series in series_by_task):
+                    raise ValueError("a curve has not one number for each point and task")
         for counts_by_task in (*self.right, *([[count] for count in after] for after in self.after)):
             for j, counts in enumerate(counts_by_task):
                 if any(not 0 <= count <= self.samples[j] for count in counts):
                     raise ValueError("a curve has more right answers than test samples")
         return self
+
+    @property
+    def about(self) -> Metric:
+        """Return the metric that the curve is about."""
+        return METRICS[self.metric or ACCURACY.name]
+
+    @property
+    def tasks(self) -> int:
+        """Return the number of tasks that were trained to their end."""
+        return len(self.values_after.get(self.metric, ()) if self.metric else self.after)
+
+    def by_metric(self, name: str) -> Curve:
+        """Return the curve of another metric; the values of all metrics stay."""
+        return self.model_copy(update={"metric": name})
 
     def serves(self, every: int, samples: int, available: Sequence[int]) -> bool:
         """Return whether the curve is at least as fine as requested.
@@ -182,3 +235,31 @@ class Curve(BaseModel):
         """
         return self.every <= every and all(
             count >= min(samples, n) for count, n in zip(self.samples, available, strict=True))
+
+
+# the numbers of correct samples of each task so far or, without classes, the values on each of them by metric
+Point = list[int] | dict[str, list[float]]
+
+
+def add_point(curve: Curve, task: int, step: int, point: Point) -> None:
+    """Add a point of a task to a curve."""
+    rows: dict[str, Any] = point if isinstance(point, dict) else {"": point}
+    if len(curve.steps) == task:
+        curve.steps.append([])
+        for name in rows:
+            series_by_task = curve.values.setdefault(name, []) if name else curve.right
+            series_by_task.append([[] for _ in range(task + 1)])
+    curve.steps[task].append(step)
+    for name, row in rows.items():
+        by_task: list[list[Any]] = (curve.values[name] if name else curve.right)[task]
+        for series, value in zip(by_task, row, strict=True):
+            series.append(value)
+
+
+def add_last_point(curve: Curve, point: Point) -> None:
+    """Add the point after consolidation of a task to a curve."""
+    if isinstance(point, dict):
+        for name, row in point.items():
+            curve.values_after.setdefault(name, []).append(row)
+    else:
+        curve.after.append(point)

@@ -14,7 +14,7 @@ from typing import Any
 from clbench.core.errors import StoreError
 from clbench.core.objective import ACCURACY, METRICS, Metric
 from clbench.results import metrics
-from clbench.results.curve import Curve
+from clbench.results.curve import Curve, row_after, task_values
 from clbench.results.records import Record, item_ids, metric_of
 from clbench.results.store import Problem, Store, run_folders
 
@@ -207,21 +207,21 @@ def curve_difference(before: Record, after: Record) -> str | None:
     Return None if they do not differ or if a record has no curve.
     """
     a, b = before.curve, after.curve
-    if a is None or b is None or a.samples != b.samples:
+    if a is None or b is None or (a.samples, a.metric) != (b.samples, b.metric):
         return None
     distances: list[float] = []
     for old, new in zip(_points_of(a), _points_of(b), strict=False):
         for step in old.keys() & new.keys():
-            counts = zip(old[step], new[step], a.samples, strict=False)
-            distances.append(max(abs(x - y) / samples for x, y, samples in counts))
+            distances.append(max(abs(x - y) for x, y in zip(old[step], new[step], strict=False)))
     count = sum(distance > 0 for distance in distances)
-    return f"curve: {count} of {len(distances)} points, by up to {_points(max(distances))} points" if count else None
+    amount = _amount(max(distances), a.about) if count else ""
+    return f"curve: {count} of {len(distances)} points, by up to {amount}" if count else None
 
 
-def _points_of(curve: Curve) -> list[dict[int, tuple[int, ...]]]:
-    """Return the number of correct answers at each point of each task, by step. Step -1 is after consolidation."""
-    return [dict(zip([*steps, -1], [*zip(*right, strict=True), tuple(after)], strict=True))
-            for steps, right, after in zip(curve.steps, curve.right, curve.after, strict=False)]
+def _points_of(curve: Curve) -> list[dict[int, list[float]]]:
+    """Return the metric on each task at each point of each task, by step. Step -1 is after consolidation."""
+    return [dict(zip([*curve.steps[task], -1], [*task_values(curve, task), row_after(curve, task)], strict=True))
+            for task in range(curve.tasks)]
 
 
 def setting(before: Record, after: Record) -> Iterator[str]:
@@ -252,14 +252,16 @@ def _matrix(name: str, a: Matrix, b: Matrix, metric: Metric) -> str:
     farthest = max(distances, key=distances.__getitem__)
     cells = sum(distance > 0 for distance in distances.values())
     moment = f"after task {farthest[0]}" if farthest[0] else "before training"
-    amount = (f"{_points(distances[farthest])} points" if metric.is_share else
-              f"{distances[farthest]:.3g} {metric.unit}".rstrip())
-    line = (f"{name}: {cells} of {len(distances)} cells, by up to {amount} "
+    line = (f"{name}: {cells} of {len(distances)} cells, by up to {_amount(distances[farthest], metric)} "
             f"({moment}, on task {farthest[1] + 1})")
     if name == "R" and len(a) == len(a[0]) + 1:
         old, new = (f"{100 * mean:.2f}" if metric.is_share else f"{mean:.4g}" for mean in map(metrics.acc, (a, b)))
         line += f", {metric.short} {old} -> {new}{' %' * metric.is_share}"
     return line
+
+
+def _amount(distance: float, metric: Metric) -> str:
+    return f"{_points(distance)} points" if metric.is_share else f"{distance:.3g} {metric.unit}".rstrip()
 
 
 def _points(distance: float) -> str:

@@ -105,7 +105,7 @@ class Record(RecordPart):
     last_losses: list[list[float]] = Field(
         [], description="Mean training loss of each task in the second-to-last and in the last tenth of the steps of "
         "its last phase; empty if there are fewer than two steps or a loss is not finite.")
-    curve: Curve | None = Field(None, description="Accuracy during training, if requested.")
+    curve: Curve | None = Field(None, description="Metrics during training, if requested.")
     errors: list[ErrorCounts] = Field(
         [], description="Error decomposition of the last row of R, or of each row after a task.")
     probe: Probe | None = Field(None, description="Results of a linear probe on the features, if requested.")
@@ -233,7 +233,8 @@ def _select_metric(record: Record, name: str) -> Record:
     if name not in by_name:
         raise SpecError(f"no metric {name!r}{guess(name, by_name)} (results of {record.trial.benchmark.name} have "
                         f"{' and '.join(by_name)})")
-    return record.model_copy(update={"R": by_name.pop(name), "metric": name, "scores": by_name})
+    curve = record.curve and record.curve.by_metric(name)
+    return record.model_copy(update={"R": by_name.pop(name), "metric": name, "scores": by_name, "curve": curve})
 
 
 def metrics_of(records: Iterable[Record]) -> list[Metric]:

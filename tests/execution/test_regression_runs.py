@@ -18,6 +18,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.grouping import group_by_setting
+from clbench.results.curve import row_after
 from clbench.results.store import Store
 
 SITES, ROWS = ("north", "south", "west"), 40
@@ -151,7 +152,6 @@ def test_stacked_seeds_are_those_that_run_alone(table, method):
     (["er:balance=class"], {}, "balance = class divides the memory among classes, which this benchmark does not have"),
     (["er:weights=by-task"], {}, "weights = by-task needs classes, which this benchmark does not have"),
     (["naive"], {"execution": {"probe": True}}, "--probe is about classes, which this benchmark does not have"),
-    (["naive"], {"execution": {"evaluate_every": 3}}, "--evaluate-every is about classes"),
     (["naive"], {"execution": {"general": ["english"]}}, "--general scores texts under language models"),
     (["naive"], {"options": ":label_column=age"}, "label_column is about classes, and price has numbers to predict"),
     (["naive"], {"options": ":tasks=2"}, "tasks divides the data by class, but the options also say"),
@@ -162,6 +162,19 @@ def test_what_needs_classes_is_refused_in_one_sentence(table, methods, values, m
     with pytest.raises(SpecError, match=message) as caught:
         run(table, methods, **values)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain"])
+def test_curves_have_the_metrics_of_evaluations_and_do_not_change_training(table, scenario):
+    stacked = run(table, ["naive"], scenario=scenario, seeds=2)
+    seen = run(table, ["naive"], scenario=scenario, seeds=2,
+               execution={"data": table.parent, "evaluate_every": 3, "evaluate_samples": 1000})
+    for record, without in zip(seen, stacked, strict=True):
+        assert record.facts() == without.facts() and record.curve.metric == "rmse"
+        for name, matrix in (("rmse", record.R), ("r2", record.scores["r2"])):
+            for task in range(len(SITES)):
+                assert row_after(record.curve.by_metric(name), task) == pytest.approx(matrix[task + 1][:task + 1],
+                                                                                      rel=1e-5)
 
 
 def test_data_without_tasks_or_with_a_missing_number_are_refused(tmp_path, table):

@@ -5,9 +5,9 @@ import re
 from itertools import pairwise
 
 import pytest
-from helpers.curves import make_curve, with_curve
+from helpers.curves import make_curve, make_lm_curve, with_curve
 from helpers.figures import figure
-from helpers.records import make_record
+from helpers.records import make_lm_record, make_nll_matrix, make_record
 
 from clbench.report import build
 from clbench.report.figures.steps import MOST, courses, thin_steps
@@ -108,3 +108,27 @@ def test_every_format_takes_it():
     assert section["results"][0]["curves"][0]["steps"][0] == "0 1 2 3 4 5 6 7 8 9 10 15 20"
     assert "curves" not in json.data(build([make_record("er", 0)]))["sections"][0]["results"][0]
     assert "gap depth" in csv.render(report) and "gap depth" in latex.render(report)
+
+
+@pytest.mark.parametrize(("metric", "title", "depth", "words", "axis", "unit"), [
+    (None, "max-NLL", 0.5, "lora rises by 0.500 nats, falls again by 0.500 and recovers after 15 steps",
+     "NLL (nats)", "nats"),
+    ("exact", "min-exact", 0.1, "lora falls by 10.0 points, rises again by 10.0 and recovers after 15 steps",
+     "exact match (%)", "percent")])
+def test_curves_of_language_models_are_about_their_metric(metric, title, depth, words, axis, unit):
+    records = [make_lm_record(name, seed, make_nll_matrix(0.4, 0.5)).model_copy(update={"curve": make_lm_curve(rise)})
+               for name, rise in (("lora", 0.5), ("naive", 2.0)) for seed in (0, 1)]
+    report = build(records, ids=True, metric=metric)
+    section, = report.sections
+    table, = (t for t in section.details if t.title.endswith("while tasks are learned"))
+    assert table.title.startswith("NLL" if metric is None else "Exact match")
+    means = {column.title: table.cells(column.title)[0].mean for column in table.columns[1:]}
+    assert means[title] == pytest.approx(0.9 if metric is None else 1 - 0.9 / 5)
+    assert means["gap depth"] == pytest.approx(depth) and means["gap length (steps)"] == 15
+    text = render(report)
+    assert words in text and f"how the mean {section.metric.label} on old tasks changes" in text
+    drawn, _ = figure(report, "steps")
+    low, high = drawn.axes[1].get_ylim()
+    assert drawn.axes[0].get_ylabel() == axis
+    assert (low < 0.4 and 2.4 < high < 3) if metric is None else (low < 1 - 2.4 / 5 and high == 1.02)
+    assert f"&#34;unit&#34;:&#34;{unit}&#34;" in page(report)

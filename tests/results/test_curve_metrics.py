@@ -1,19 +1,21 @@
-"""Metrics of the accuracy while tasks are learned, beside a plain walk through the steps."""
+"""Metrics of the accuracy, or another metric, while tasks are learned, beside a plain walk through the steps."""
 
 from statistics import fmean
 
 import pytest
-from helpers.curves import make_curve, with_curve
+from helpers.curves import make_curve, make_lm_curve, with_curve
+from helpers.records import make_lm_record
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clbench.core.errors import StoreError
+from clbench.core.objective import METRICS
 from clbench.results import curve as metrics
 from clbench.results import diff
 from clbench.results.curve import Curve
 from clbench.results.diff import merge_runs
-from clbench.results.records import Record
+from clbench.results.records import Record, select_metric
 from clbench.results.store import Store
 
 # Two tasks of 10 and 20 test samples; points of task 2 after 0, 1, 2, 4 and 6 steps.
@@ -41,7 +43,7 @@ def test_a_curve_worked_by_hand():
     second = [(0.4 + 0.5) / 2, (0.3 + 1.0) / 2, *[(0.7 + 1.0) / 2] * 2, *[(0.8 + 0.9) / 2] * 2]
     assert metrics.anytime(HAND) == pytest.approx(((0.8 + 1.0) / 2 + fmean(second)) / 2)
     gap, = metrics.gaps(HAND)
-    assert (gap.before, gap.lowest, gap.end, gap.lowest_step, gap.length) == (1.0, 0.3, 0.8, 2, 6)
+    assert (gap.before, gap.worst, gap.end, gap.worst_step, gap.length) == (1.0, 0.3, 0.8, 2, 6)
     assert (gap.depth, gap.recovery) == pytest.approx((0.7, 0.5))
 
 
@@ -73,7 +75,7 @@ def test_definitions_on_any_curve(curve):
         assert metrics.wc_acc(curve) == pytest.approx(last / tasks + (tasks - 1) / tasks * fmean(least.values()))
     for gap in metrics.gaps(curve):
         assert gap.recovery >= 0 and (gap.length is None) == (gap.recovery <= metrics.NEAR)
-        assert gap.length is None or gap.length >= gap.lowest_step
+        assert gap.length is None or gap.length >= gap.worst_step
 
 
 def test_a_record_keeps_a_series_on_a_line_and_gives_it_back():
@@ -109,3 +111,36 @@ def test_curves_count_where_both_records_have_them(tmp_path):
         assert merge_runs([tmp_path / name for name in order]).records == (seen,)
     with pytest.raises(StoreError, match="curve: "):
         merge_runs([tmp_path / "seen", tmp_path / "other"])
+
+
+def test_of_a_metric_where_lower_is_better_the_highest_value_is_the_worst():
+    curve = make_lm_curve(rise=0.5)
+    gap, other = metrics.gaps(curve)
+    assert gap == other and (gap.before, gap.worst, gap.end, gap.worst_step, gap.length) == (0.4, 0.9, 0.4, 1, 15)
+    assert (gap.depth, gap.recovery) == pytest.approx((0.5, 0.5))
+    assert metrics.min_acc(curve) == pytest.approx(0.9) and metrics.wc_acc(curve) == pytest.approx(0.4 / 3 + 0.6)
+    assert 0.4 < metrics.anytime(curve) < 0.9
+    exact = curve.by_metric("exact")
+    assert metrics.min_acc(exact) == pytest.approx(1 - 0.9 / 5) and metrics.mean_depth(exact) == pytest.approx(0.1)
+
+
+def test_a_small_gap_has_no_length_in_the_unit_of_the_metric():
+    assert metrics.mean_length(make_lm_curve(rise=0.04)) is None and metrics.gaps(make_lm_curve(rise=0.04))[0].is_small
+    assert metrics.mean_length(make_lm_curve(rise=0.06)) == 15
+    assert metrics.near(2.0, METRICS["rmse"]) == pytest.approx(0.04)
+    assert metrics.near(0.5, METRICS["r2"]) == metrics.near(0.5, METRICS["accuracy"]) == 0.02
+
+
+def test_curves_of_values_come_back_from_json_and_older_ones_have_no_new_fields():
+    curve = make_lm_curve()
+    text = curve.model_dump_json()
+    assert Curve.model_validate_json(text) == curve and '"0.4 0.9 0.9' in text
+    assert {"metric", "values", "values_after"}.isdisjoint(make_curve().model_dump(mode="json"))
+    with pytest.raises(ValueError, match="not one number for each point"):
+        Curve.model_validate(curve.model_dump() | {"steps": [[0], [0], [0]]})
+
+
+def test_a_record_by_another_metric_has_the_curve_of_that_metric():
+    record = make_lm_record().model_copy(update={"curve": make_lm_curve()})
+    selected, = select_metric([record], "exact")
+    assert selected.curve.about.name == "exact" and select_metric([selected], "nll")[0].curve == record.curve

@@ -22,6 +22,7 @@ from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.persistence.callbacks import CheckpointCallback
 from clbench.results import provenance
+from clbench.results.curve import row_after, task_values
 from clbench.results.records import Record, general_item_scores
 from clbench.strategy.base import Strategy
 from clbench.strategy.objectives import prompts_of
@@ -221,6 +222,24 @@ def test_general_texts_are_known_by_their_content(folder, tmp_path):
         run(folder, "naive", general=[str(path), str(other)])
     with pytest.raises(DataError, match="there is no such file"):
         run(folder, "naive", general=["missing.txt"])
+
+
+@pytest.mark.parametrize(("method", "scenario", "seeds"), [
+    ("naive", "task", 2), ("lora:base=pretrained:rank=8", "task", 1),
+    ("lora:base=pretrained:rank=8:infer=gaussian", "domain", 1)])
+def test_curves_have_the_metrics_of_evaluations_and_do_not_change_training(folder, method, scenario, seeds):
+    recipe = {"iterations": 4, "batch_size": 4, "lr": 1e-2}
+    plain = run(folder, method, scenario=scenario, seeds=seeds, recipe=recipe)
+    for record, without in zip(run(folder, method, scenario=scenario, seeds=seeds, recipe=recipe, evaluate_every=2),
+                               plain, strict=True):
+        assert record.facts() == without.facts() and not any("ran alone" in note for note in record.notes)
+        assert record.curve.steps == [[0, 1, 2, 3, 4]] * 2 and record.curve.metric == "nll"
+        for name, matrix in (("nll", record.R), ("exact", record.scores["exact"])):
+            curve = record.curve.by_metric(name)
+            for task in range(2):
+                assert row_after(curve, task) == pytest.approx(matrix[task + 1][:task + 1], rel=1e-5)
+            assert task_values(curve, 0)[0] == pytest.approx(matrix[0][:1], rel=1e-5), "before the first step"
+        assert Record.model_validate_json(record.model_dump_json(by_alias=True)) == record
 
 
 def test_scores_of_single_general_texts_are_kept_with_those_of_test_items(folder, tmp_path):

@@ -10,9 +10,9 @@ from clbench.core.pretrained import STARTS_UNTRAINED
 from clbench.core.registry import installed
 from clbench.experiment.trial import has_slow_heads
 from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit_share
-from clbench.report.formatting import clean, join_names
+from clbench.report.formatting import clean, describe_difference, join_names
 from clbench.report.model import Cell, Column, Row, Table
-from clbench.results.curve import NEAR, gaps
+from clbench.results.curve import gaps
 from clbench.results.metrics import learning_accuracy
 from clbench.results.records import Record, metric_of, metrics_of
 
@@ -22,10 +22,11 @@ LONGEST = 120  # characters of a cell
 
 
 def stability_gaps(methods: Sequence[MethodRecords]) -> Iterable[str]:
-    """Yield a line on how far the accuracy on old tasks falls after a boundary, and how it recovers."""
+    """Yield a line on how the metric on old tasks gets worse after a boundary, and how it recovers."""
     descriptions = [description for method in methods if (description := _gap(method))]
     if descriptions:
-        yield ("Stability gap (docs/metrics.md): how the mean accuracy on old tasks changes after a new task begins, "
+        label = metrics_of(chain.from_iterable(method.done for method in methods))[0].label
+        yield (f"Stability gap (docs/metrics.md): how the mean {label} on old tasks changes after a new task begins, "
                f"averaged over boundaries and seeds. {'; '.join(descriptions)}")
 
 
@@ -34,14 +35,16 @@ def _gap(method: MethodRecords) -> str:
     method_gaps = list(chain.from_iterable(map(gaps, curves)))
     if not method_gaps:
         return ""
-    falls = f"{method.label} falls by {100 * fmean(gap.depth for gap in method_gaps):.1f} points"
+    metric = method_gaps[0].metric
+    fall, rise = ("falls", "rises") if metric.direction == "up" else ("rises", "falls")
+    falls = f"{method.label} {fall} by {describe_difference(fmean(gap.depth for gap in method_gaps), metric)}"
     recovery_lengths = [gap.length for gap in method_gaps if gap.length is not None]
-    if not recovery_lengths and max(gap.depth for gap in method_gaps) <= NEAR:
+    if not recovery_lengths and all(gap.is_small for gap in method_gaps):
         return f"{falls}, which is too little to measure a recovery"
     if not recovery_lengths:
         return f"{falls} and does not recover"
-    rise = 100 * fmean(gap.recovery for gap in method_gaps)
-    return (f"{falls}, rises again by {rise:.1f} and recovers after {fmean(recovery_lengths):.0f} steps "
+    recovery = describe_difference(fmean(gap.recovery for gap in method_gaps), metric, with_unit=False)
+    return (f"{falls}, {rise} again by {recovery} and recovers after {fmean(recovery_lengths):.0f} steps "
             f"({len(recovery_lengths)} of {len(method_gaps)} gaps recover)")
 
 

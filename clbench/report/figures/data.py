@@ -129,7 +129,7 @@ def section_figures(subject: str, slug: str, points: Sequence[FigurePoint], resu
     if by_task := tuple(r for r in drawn_results if not r.common_test):
         figures += [_forgetting(subject, f"{slug}-forgetting", by_task, metric),
                     _heatmaps(subject, f"{slug}-heatmaps", by_task, metric)]
-    figures.append(steps_figure(subject, f"{slug}-steps", results))
+    figures.append(steps_figure(subject, f"{slug}-steps", results, metric))
     return tuple(figure for figure in figures if figure)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy over steps: the mean curve of each method, and the figure with a panel for each method."""
+"""A metric over steps: the mean curve of each method, and the figure with a panel for each method."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from clbench.core.objective import ACCURACY, Metric
 from clbench.report.figures import style
 from clbench.report.figures.style import INK, LABEL, PALE, PALETTE, StrategyStyle
-from clbench.report.model import FigureData, Result
+from clbench.report.formatting import describe_difference, unit_of
+from clbench.report.model import UNIT_SUFFIX, FigureData, Result
 from clbench.results import curve as metrics
 from clbench.results.curve import Curve
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Point = tuple[int, float]  # (number of steps over all tasks, accuracy)
+Point = tuple[int, float]  # (number of steps over all tasks, value)
 MOST = 250  # points drawn per task after the first `DENSE` points, which show the boundary and are all drawn
 DENSE = 51
 
@@ -33,8 +35,8 @@ class Course:
         label: of the method.
         row: of the method in every table of its section.
         ends: number of steps over all tasks at the end of each task; if seeds differ, of the longest.
-        tasks: accuracy on each task, from its first training step on.
-        old: mean accuracy on the earlier tasks while a task is trained, for each task from the second on.
+        tasks: the metric on each task, from its first training step on.
+        old: its mean over the earlier tasks while a task is trained, for each task from the second on.
     """
 
     label: str
@@ -44,9 +46,10 @@ class Course:
     old: tuple[tuple[Point, ...], ...]
 
     @property
-    def low(self) -> float:
-        """Return the lowest accuracy."""
-        return min(accuracy for _, accuracy in chain.from_iterable(self.tasks))
+    def range(self) -> tuple[float, float]:
+        """Return the lowest and the highest value."""
+        values = [value for _, value in chain.from_iterable(self.tasks)]
+        return min(values), max(values)
 
 
 def courses(results: Sequence[Result]) -> list[Course]:
@@ -55,13 +58,13 @@ def courses(results: Sequence[Result]) -> list[Course]:
     for row, result in enumerate(results):
         curves = result.curves
         has_steps = any(steps[-1] for curve in curves for steps in curve.steps)
-        if has_steps and len({len(curve.after) for curve in curves}) == 1:
+        if has_steps and len({curve.tasks for curve in curves}) == 1:
             method_courses.append(_course(result.label, row, curves))
     return method_courses
 
 
 def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
-    tasks = len(curves[0].after)
+    tasks = curves[0].tasks
     lines: list[list[Point]] = [[] for _ in range(tasks)]
     old: list[tuple[Point, ...]] = []
     ends: list[int] = []
@@ -69,7 +72,7 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
     for task in range(tasks):
         shared_steps = sorted(set.intersection(*(set(curve.steps[task]) for curve in curves)))
         end = begin + max(curve.steps[task][-1] for curve in curves)
-        curve_values = [dict(zip(curve.steps[task], metrics.accuracies(curve, task), strict=True)) for curve in curves]
+        curve_values = [dict(zip(curve.steps[task], metrics.task_values(curve, task), strict=True)) for curve in curves]
         rows = [(begin + step, [by_step[step] for by_step in curve_values]) for step in thin_steps(shared_steps)]
         rows.append((end, [metrics.row_after(curve, task) for curve in curves]))
         means = [(x, list(map(fmean, zip(*seed_rows, strict=True)))) for x, seed_rows in rows]
@@ -89,23 +92,24 @@ def thin_steps(steps: Sequence[int]) -> list[int]:
     return [*steps[:DENSE], *later_steps[::max(1, math.ceil(len(later_steps) / MOST))]]
 
 
-def steps_figure(subject: str, name: str, results: Sequence[Result]) -> FigureData | None:
-    """Return the figure of accuracy over steps, or None if no method has points between its boundaries."""
+def steps_figure(subject: str, name: str, results: Sequence[Result], metric: Metric = ACCURACY) -> FigureData | None:
+    """Return the figure of the metric over steps, or None if no method has points between its boundaries."""
     method_courses = courses(results)
     if not method_courses:
         return None
     descriptions = []
     for course in method_courses:
         gaps = list(chain.from_iterable(map(metrics.gaps, results[course.row].curves)))
-        descriptions.append(course.label + (f" falls by {100 * fmean(gap.depth for gap in gaps):.1f} points on average"
-                                            if gaps else ""))
+        change = "falls" if metric.direction == "up" else "rises"
+        descriptions.append(course.label + (
+            f" {change} by {describe_difference(fmean(gap.depth for gap in gaps), metric)} on average" if gaps else ""))
     return FigureData(
-        "steps", name, "Accuracy during training", subject,
-        f"Accuracy on each task while tasks are learned, in one panel per method. Mean accuracy on old tasks after a "
-        f"new task begins: {'; '.join(descriptions)}.",
-        "Accuracy on each task from its first step on; the dark line is the mean over the tasks before the current "
-        "one. Lines are means over seeds. Vertical lines show where a new task begins.",
-        results=tuple(results[course.row] for course in method_courses))
+        "steps", name, f"{metric.heading} during training", subject,
+        f"{metric.heading} on each task while tasks are learned, in one panel per method. Mean {metric.label} on old "
+        f"tasks after a new task begins: {'; '.join(descriptions)}.",
+        f"{metric.heading} on each task from its first step on; the dark line is the mean over the tasks before the "
+        "current one. Lines are means over seeds. Vertical lines show where a new task begins.",
+        results=tuple(results[course.row] for course in method_courses), metric=metric)
 
 
 ACROSS = 2  # panels side by side
@@ -114,7 +118,7 @@ _TALL, _HEAD, _FOOT = 2.0, 0.42, 0.42  # heights in inches: a panel, the space a
 
 
 def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
-    """Draw the accuracy on each task over the steps of all tasks."""
+    """Draw the metric on each task over the steps of all tasks."""
     method_courses = courses(data.results)
     column_count = min(ACROSS, len(method_courses))
     row_count = math.ceil(len(method_courses) / column_count)
@@ -131,12 +135,12 @@ def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
         left = 0.6 + column * (panel_width + 0.45)
         bottom = height - 0.25 - row * (_HEAD + _TALL + _FOOT) - _HEAD - _TALL
         axes = figure.add_axes((left / width, bottom / height, panel_width / width, _TALL / height))
-        _panel(axes, course)
+        _panel(axes, course, data.metric)
         axes.set_title(style.shorten(course.label, int(13 * panel_width)), loc="left", fontsize=9.5, pad=5)
         axes.plot([1.0], [1.07], marker=styles[data.results[k].strategy].marker,
                   color=styles[data.results[k].strategy].color, markersize=5, transform=axes.transAxes, clip_on=False)
         if column == 0:
-            axes.set_ylabel("accuracy (%)")
+            axes.set_ylabel(f"{data.metric.label}{UNIT_SUFFIX.get(unit_of(data.metric), '')}")
         if k + column_count >= len(method_courses):
             axes.set_xlabel("optimizer steps")
     figure.axes[0].plot([], [], color=INK, linewidth=1.6, label="mean over old tasks")
@@ -151,12 +155,14 @@ def style_of(task: int) -> tuple[str, int]:
     return PALETTE[task % len(PALETTE)], task // len(PALETTE) % len(DASHES)
 
 
-def _panel(axes: Axes, course: Course) -> None:
+def _panel(axes: Axes, course: Course, metric: Metric) -> None:
     axes.grid(True, axis="y")
     axes.tick_params(length=3)
     axes.set_xlim(0, course.ends[-1])
-    axes.set_ylim(min(course.low, 0.98) - 0.03, 1.02)
-    style.percentages(axes.yaxis)
+    low, high = course.range
+    pad = style.padding(low, high, 0.05, metric)
+    axes.set_ylim(*((min(low, 0.98) - 0.03, 1.02) if metric.is_share else (low - pad, high + pad)))
+    style.value_ticks(axes.yaxis, metric)
     for end in course.ends[:-1]:
         axes.axvline(end, color=PALE, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1.5)
     for task, points in enumerate(course.tasks):

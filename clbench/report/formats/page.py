@@ -254,10 +254,11 @@ def _view_steps(slug: str, data: FigureData, section: Section) -> FigureView:
     method_courses = courses(section.results)
     lines = [{"row": course.row, "ends": course.ends, "tasks": [_round_points(points) for points in course.tasks],
               "old": [_round_points(points) for points in course.old]} for course in method_courses]
-    courses_json = json.dumps({"courses": lines, "colors": list(map(color_class, PALETTE))}, separators=(",", ":"))
+    courses_json = json.dumps({"courses": lines, "colors": list(map(color_class, PALETTE)),
+                               "unit": unit_of(data.metric)}, separators=(",", ":"))
     boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in method_courses)))
     return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=courses_json,
-                      zooms=("all steps", *boundaries))
+                      metric=data.metric, zooms=("all steps", *boundaries))
 
 
 def _round_points(points: Sequence[Point]) -> list[tuple[int, float]]:

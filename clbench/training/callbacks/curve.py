@@ -1,9 +1,10 @@
-"""Accuracy during training: evaluations between steps that do not affect training.
+"""Metrics during training: evaluations between steps that do not affect training.
 
 There is a point before the first step of a task, after each of its first `FIRST` steps, after every `every`-th step,
 after the last step, and after consolidation. A point is the number of test samples of each task so far that the
-strategy predicts correctly in its current state. The outputs of the current task compete, too. The samples are drawn
-once for each task and are the same for all seeds and methods.
+strategy predicts correctly in its current state or, without classes, the values of the metrics on each task. The
+outputs of the current task compete, too. The samples are drawn once for each task and are the same for all seeds and
+methods.
 
 Everything that an evaluation could change is restored: the global generators and the strategy's own, the mode of each
 module, and the block at which the model starts. `Strategy.predict` must not change state, and evaluations do not count
@@ -25,17 +26,18 @@ from torch.func import functional_call, vmap
 
 from clbench.core import seeds
 from clbench.core.device import out_of_memory, synchronize
+from clbench.core.objective import OBJECTIVES
 from clbench.data.stream import Stream
 from clbench.data.tests import Tests
 from clbench.experiment.recipe import Recipe
-from clbench.results.curve import Curve
+from clbench.results.curve import Curve, Point, add_last_point, add_point
 from clbench.strategy.base import Strategy
 from clbench.training import precision
 from clbench.training.budget import steps_of
 from clbench.training.cache import start_at
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock
-from clbench.training.evaluation import batch_size, given_tasks, offered_outputs
+from clbench.training.evaluation import batch_size, given_tasks, offered_outputs, routed
 from clbench.training.prediction_cache import predictions
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.stacked_step import StackedStep
@@ -99,7 +101,8 @@ class CurveCallback(Callback):
 
     def new_curve(self, stream: Stream) -> Curve:
         """Return a curve without points."""
-        return Curve(every=self.every, samples=list(self._tests(stream).sizes))
+        return Curve(every=self.every, samples=list(self._tests(stream).sizes),
+                     metric="" if stream.has_classes else OBJECTIVES[stream.objective].primary)
 
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
         """Add a point to each curve, if one is due after this step."""
@@ -116,7 +119,7 @@ class CurveCallback(Callback):
                 right = self._count_as_stack(training, train_step, task + 1)
             for position, replica in enumerate(replicas):
                 add_point(self._curve(replica), task, step,
-                          self.right(replica, training.recipe, task + 1) if right is None else right[position])
+                          self.measure(replica, training.recipe, task + 1) if right is None else right[position])
         self.spent = self.spent.plus(Clock.now().since(began))
 
     def on_trained(self, training: Training, results: Sequence[TaskResult]) -> None:
@@ -134,23 +137,36 @@ class CurveCallback(Callback):
         for replica in training.replicas:
             began = Clock.now()
             with eval_mode([replica.strategy]):
-                self._curve(replica).after.append(self.right(replica, training.recipe, task + 1))
+                add_last_point(self._curve(replica), self.measure(replica, training.recipe, task + 1))
             spent = Clock.now().since(began)
             replica.timings.curve[-1] += spent.wall
             replica.timings.curve_cpu[-1] += spent.cpu
             if replica.strategy.owns_loop:
                 replica.add_note(OWN_LOOP)
 
-    def right(self, replica: Replica, recipe: Recipe, learned: int) -> list[int]:
-        """Return the number of correct samples of each of the first `learned` tasks; the strategy is in eval mode."""
-        tests, offered = first_tasks(self._tests(replica.stream), learned), outputs_offered(replica, learned)
+    def measure(self, replica: Replica, recipe: Recipe, learned: int) -> Point:
+        """Return the point of the first `learned` tasks; the strategy is in eval mode."""
+        strategy, stream = replica.strategy, replica.stream
+        tests, offered = first_tasks(self._tests(stream), learned), outputs_offered(replica, learned)
         right = torch.zeros(learned, dtype=torch.int64, device=offered.device)
-        size = batch_size(replica.stream, offered.device)
-        with precision.forward(recipe, offered.device, replica.strategy):
-            for given_task in given_tasks(replica.strategy.stream_info.scenario, learned):
-                for prediction, y, tasks in predictions(replica.strategy, tests, size, given_task):
-                    right.index_add_(0, tasks, (predict_outputs(prediction.logits, offered[tasks]) == y).long())
-        return list(map(int, right.tolist()))
+        sums: dict[str, Tensor] = {}
+        size = batch_size(stream, offered.device)
+        predict = routed if stream.predicts_tokens else predictions
+        with precision.forward(recipe, offered.device, strategy):
+            for given_task in given_tasks(strategy.stream_info.scenario, learned):
+                for prediction, y, tasks in predict(strategy, tests, size, given_task):
+                    if stream.has_classes:
+                        right.index_add_(0, tasks, (predict_outputs(prediction.logits, offered[tasks]) == y).long())
+                        continue
+                    add_scores(sums, strategy, prediction.logits if stream.predicts_tokens else
+                               prediction.logits.masked_fill(~offered[tasks], float("-inf")), y, tasks, learned,
+                               given_task)
+        if stream.has_classes:
+            return list(map(int, right.tolist()))
+        sizes = torch.tensor(tests.sizes)
+        means = {name: total.cpu().double() / sizes for name, total in sums.items()}
+        return {name: [float(f"{value:.7g}") for value in values.tolist()]
+                for name, values in strategy.objective.metrics(strategy, means).items()}
 
     def _tests(self, stream: Stream) -> Tests:
         if id(stream) not in self.tests:
@@ -168,8 +184,8 @@ class CurveCallback(Callback):
         first = replicas[0]
         shared = all(replica.stream is first.stream for replica in replicas)
         tests = [first_tasks(self._tests(replica.stream), learned) for replica in replicas[:1 if shared else None]]
-        if len({part.sizes for part in tests}) > 1 or first.stream.is_text:  # the batch determines the length of texts
-            return None
+        if len({part.sizes for part in tests}) > 1 or first.stream.is_text or not first.stream.has_classes:
+            return None  # the batch determines the length of texts
         offered = torch.stack([outputs_offered(replica, learned) for replica in replicas])
         right = torch.zeros(len(replicas), learned, dtype=torch.int64, device=offered.device)
         size = batch_size(first.stream, offered.device)
@@ -194,14 +210,13 @@ class CurveCallback(Callback):
         return [list(map(int, row)) for row in right.tolist()]
 
 
-def add_point(curve: Curve, task: int, step: int, right: Sequence[int]) -> None:
-    """Add a point of a task to a curve: the numbers of correct samples of each task up to this one."""
-    if len(curve.steps) == task:
-        curve.steps.append([])
-        curve.right.append([[] for _ in range(task + 1)])
-    curve.steps[task].append(step)
-    for series, count in zip(curve.right[task], right, strict=True):
-        series.append(count)
+def add_scores(sums: dict[str, Tensor], strategy: Strategy, out: Tensor, y: Tensor, tasks: Tensor, count: int,
+               given_task: int | None) -> None:
+    """Add the scores of a batch to the sums [count] of each task, by name."""
+    exact = torch.float32 if y.device.type == "mps" else torch.float64
+    for name, values in strategy.objective.scores(strategy, out, y, given_task).items():
+        total = sums.setdefault(name, torch.zeros(count, dtype=exact, device=values.device))
+        total.index_add_(0, tasks.to(values.device), values.to(exact))
 
 
 def outputs_offered(replica: Replica, learned: int) -> Tensor:

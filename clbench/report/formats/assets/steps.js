@@ -1,9 +1,10 @@
-// Figure of accuracy over steps: a panel for each method, a line for each task. The reader chooses all steps or one boundary.
+// Figure of a metric over steps: a panel for each method, a line for each task. The reader chooses all steps or one boundary.
 
 const [BEFORE, BEHIND] = [0.25, 0.75]; // shares of a window that are before and after the boundary
 
 function drawSteps(svg, width, figure, methods) {
-  const { courses, colors } = JSON.parse(figure.dataset.courses);
+  const { courses, colors, unit } = JSON.parse(figure.dataset.courses);
+  const clip = clipTo(figure.dataset);
   const zoom = Number(figure.querySelector("input:checked").value);
   const found = methods.flatMap((method) => courses.filter(({ row }) => row === method.row).map((course) => ({ method, course })));
   const { each, place, rows } = panels(width, found.length, width < 520 ? 260 : 420);
@@ -12,21 +13,22 @@ function drawSteps(svg, width, figure, methods) {
   found.forEach(({ method, course }, i) => {
     const [left, top] = place(i, height);
     heading(svg, method, left, top + 12, each);
-    marks.push(...stepPanel(svg, method, course, colors, zoom, { left: left + 36, right: left + each - 16, top: top + 28, bottom: top + 208 }));
+    marks.push(...stepPanel(svg, method, course, colors, zoom, unit, clip, { left: left + 36, right: left + each - 16, top: top + 28, bottom: top + 208 }));
   });
   return { height: taskKeys(svg, courses, colors, rows * height + 12, width), marks };
 }
 
-function stepPanel(svg, method, course, colors, zoom, box) {
+function stepPanel(svg, method, course, colors, zoom, unit, clip, box) {
   const [low, high] = zoom ? windowOf(course.ends, zoom) : [0, course.ends.at(-1)];
   const within = ([x]) => x >= low && x <= high;
   const lines = course.tasks.map((points) => points.filter(within));
   const old = course.old.map((points) => points.filter(within)).filter((points) => points.length);
   const values = lines.flat().map(([, value]) => value);
   const x = linear(low, high, box.left, box.right);
-  const y = linear(Math.max(0, Math.min(0.98, ...values) - 0.02), 1.01, box.bottom, box.top);
-  frame(svg, box, { x, y, xTicks: x.ticks(6), xText: String, xTitle: "optimizer steps", yTicks: y.ticks(5).filter((tick) => tick <= 1),
-    yText: (v) => tickText(v, "percent") });
+  const y = unit === "percent" ? linear(Math.max(0, Math.min(0.98, ...values) - 0.02), 1.01, box.bottom, box.top)
+    : linear(...padded(Math.min(...values), Math.max(...values), unit).map(clip), box.bottom, box.top);
+  frame(svg, box, { x, y, xTicks: x.ticks(6), xText: String, xTitle: "optimizer steps", yTicks: y.ticks(5).filter((tick) => tick === clip(tick)),
+    yText: (v) => tickText(v, unit) });
   const g = group(svg, method);
   for (const end of course.ends.slice(0, -1)) {
     if (end >= low && end <= high) shape(g, "line", { x1: x(end), x2: x(end), y1: box.top, y2: box.bottom, class: "front" });
@@ -37,7 +39,7 @@ function stepPanel(svg, method, course, colors, zoom, box) {
   });
   for (const points of old) shape(g, "path", { d: path(points), class: "line old" });
   return old.flat().map(([at, value], step) => ({ ...around(x(at), y(value), 4), row: method.row, step, title: method.label,
-    lines: [`old tasks: ${(100 * value).toFixed(1)} %`, `${at} steps, ${said(course.ends, at)}`] }));
+    lines: [`old tasks: ${unit === "percent" ? (100 * value).toFixed(1) : Number(value.toPrecision(3))}${UNITS[unit] ?? ""}`, `${at} steps, ${said(course.ends, at)}`] }));
 }
 
 // Return the first and last step of a window around a boundary. It extends up to 200 steps into the next task.
