@@ -22,7 +22,7 @@ from clbench.models.causal_lm import Base
 from clbench.models.hf_candidates import find_candidates
 from clbench.models.scoring import Scorer
 from clbench.report.audit import headline
-from clbench.results.audit import Audit, DialPoint, FileScores, cell, judge, noise_floor
+from clbench.results.audit import MARGINS, Audit, DialPoint, FileScores, cell, judge, noise_floor
 
 pytestmark = pytest.mark.extra("lm")
 OLD = codes(1)
@@ -449,20 +449,30 @@ def test_options_that_do_not_go_together_are_refused(capsys, folder, args, messa
 
 
 def test_few_audits_of_the_same_model_in_other_precision_report_a_loss(folder):
-    """200 audits of random subsets of items: the base in float32, and in bfloat16 with another batch size."""
+    """200 audits of random subsets of items: the base, and the same model with weights in bfloat16.
+
+    The noise floor comes from another evaluation of the base than those that are compared. A change of 0.2 nats in
+    every item, and the same evaluations without margins, must give losses; else the test could not fail.
+    """
     draw = random.Random(0)
     rows = [{"prompt": draw.choice(OLD)["prompt"] * draw.randint(1, 3), "response": draw.choice(OLD)["response"]}
             for _ in range(150)]
     write_lines(folder / "many.jsonl", rows)
     items = ItemTokenizer(make_tokenizer(), 256).tokenize(read_items(folder / "many.jsonl")).items
-    model = load(folder / "base")
-    passes = [Scorer(model, torch.device("cpu"), p).score(items, size) for p, size in (("fp32", 8), ("bf16", 5))]
-    assert passes[0].nll != passes[1].nll
-    reported = 0
+    base, rounded = load(folder / "base"), load(folder / "base").to(torch.bfloat16).float()
+    first, again, other = (Scorer(model, torch.device("cpu"), precision).score(items, size) for model, precision, size
+                           in ((base, "fp32", 8), (base, "bf16", 5), (rounded, "bf16", 3)))
+    assert len({first.nll, again.nll, other.nll}) == 3
+    reported = dict.fromkeys(("unchanged", "changed", "without margins"), 0)
     for _ in range(200):
         chosen = draw.sample(range(len(items)), 30)
-        first, second = (FileScores(tuple(p.nll[i] for i in chosen), tuple(p.exact[i] for i in chosen)) for p in passes)
-        cells = [cell("m", "f", metric, first, second, noise_floor(first, second, metric))
-                 for metric in CAUSAL_LM.metrics]
-        reported += any(one.verdict == "lost" for one in judge(cells))
-    assert reported <= 10
+        scores, floor_scores, same = (FileScores(tuple(p.nll[i] for i in chosen), tuple(p.exact[i] for i in chosen))
+                                      for p in (first, again, other))
+        worse = FileScores(tuple(value + 0.2 for value in same.nll), same.exact)
+        for name, compared, margins in (("unchanged", same, MARGINS), ("changed", worse, MARGINS),
+                                        ("without margins", same, dict.fromkeys(MARGINS, 0.0))):
+            floors = {metric: noise_floor(scores, floor_scores, metric) if any(margins.values()) else 0.0
+                      for metric in CAUSAL_LM.metrics}
+            cells = [cell("m", "f", metric, scores, compared, floors[metric], margins) for metric in CAUSAL_LM.metrics]
+            reported[name] += any(one.verdict == "lost" for one in judge(cells))
+    assert reported["unchanged"] <= 10 and reported["changed"] >= 190 and reported["without margins"] > 10, reported

@@ -8,6 +8,7 @@ from scipy.stats import norm, ttest_1samp
 
 from clbench.core.objective import CAUSAL_LM, EXACT, NLL
 from clbench.results.audit import (
+    MARGINS,
     FileScores,
     cell,
     judge,
@@ -132,3 +133,34 @@ def test_few_audits_of_an_unchanged_model_report_a_loss():
                 cells.append(cell("m", name, metric, passes[0], passes[2], floor))
         reported += any(one.verdict == "lost" for one in judge(cells))
     assert reported <= 10
+
+
+def reported_losses(shift, lost=0.0, margins=None, audits=200):
+    """Return how many audits report a loss. Items are independent, and each audit has one file and one metric.
+
+    Args:
+        shift: the true mean change of nll.
+        lost: the true share of right answers that become wrong, minus that of wrong ones that become right; if it is
+            not 0, the audits are of exact match instead of nll.
+        margins: the margins of the audits; by default those of `clbench forget`.
+        audits: the number of audits.
+    """
+    draws, reported = np.random.default_rng(2), 0
+    for _ in range(audits):
+        nll, right = draws.gamma(2.0, 0.5, 60), draws.random(300) < 0.5
+        after = nll + shift + draws.normal(0, 0.1, 60) * nll
+        flips = draws.random(300) < np.where(right, 0.04 + lost, 0.04 - lost)
+        base, scores = (FileScores(tuple(a), tuple(b)) for a, b in ((nll, right), (after, right ^ flips)))
+        metric = EXACT if lost else NLL
+        reported += judge([cell("m", "f", metric, base, scores, 0.0, margins or MARGINS)])[0].verdict == "lost"
+    return reported
+
+
+@pytest.mark.parametrize(("at_margin", "beyond", "metric"), [
+    ({"shift": 0.05}, {"shift": 0.15}, NLL), ({"shift": 0.0, "lost": 0.01}, {"shift": 0.0, "lost": 0.1}, EXACT)])
+def test_few_audits_report_a_loss_if_the_true_change_is_just_the_margin(at_margin, beyond, metric):
+    """At the margin, the interval is beyond it in 2.5% of the audits; a larger change or no margin gives more."""
+    assert MARGINS[metric.name] == max(at_margin["shift"], at_margin.get("lost", 0.0))
+    assert reported_losses(**at_margin) <= 10
+    assert reported_losses(**beyond) >= 150
+    assert reported_losses(**at_margin, margins=dict.fromkeys(MARGINS, 0.0)) > 10

@@ -120,8 +120,8 @@ class Attends(Strategy):
 @pytest.mark.parametrize(("cls", "as_one"), [(Strategy, True), (Attends, True), (Stateful, False), (Looks, False)])
 def test_members_that_do_not_predict_as_one_are_asked_one_by_one(cls, as_one, monkeypatch):
     asked = []
-    inner = CurveCallback.right
-    monkeypatch.setattr(CurveCallback, "right", lambda *args: asked.append(1) or inner(*args))
+    inner = CurveCallback.measure
+    monkeypatch.setattr(CurveCallback, "measure", lambda *args: asked.append(1) or inner(*args))
     info = StrategyInfo("x", cls, "")
     together = lead(info, {}, members=(0, 1))[1]
     assert len(asked) == (0 if as_one else 2 * 3 * len(POINTS)) + 2 * TASKS  # once more when it is consolidated
