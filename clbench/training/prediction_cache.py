@@ -5,6 +5,10 @@ again and compares them with the stored outputs. These are stored in the batches
 batch that is computed again is equal bit for bit. The outputs of a final part, that of a learned task, never change.
 Frozen blocks may change between evaluations, and so may the starting model, which predicts for tasks that are not
 learned yet. Their stored outputs are then dropped.
+
+Of language models, only the scores of final parts are cached, if the task is given. A task that is not given is
+inferred again for all test items, which are then predicted again. Frozen blocks are not cached, because the hidden
+states of all positions would take most of the memory.
 """
 
 from __future__ import annotations
