@@ -135,7 +135,8 @@ def _gap(curve: Curve, task: int) -> Gap:
     before, end = fmean(row_after(curve, task - 1)), series[-1][1]
     worst_step, worst = max(series, key=lambda point: metric.rank(point[1]))
     limit = near(end, metric)
-    recovery_step = next(step for step, mean in series if step >= worst_step and metric.gain(mean, end) <= limit)
+    recovered = metric.rank(end - limit if metric.direction == "up" else end + limit)
+    recovery_step = next(step for step, mean in series if step >= worst_step and metric.rank(mean) <= recovered)
     return Gap(before, worst, end, worst_step, recovery_step if metric.gain(worst, end) > limit else None, metric)
 
 
