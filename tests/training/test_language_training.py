@@ -111,7 +111,6 @@ def test_parts_of_batches_give_the_same_training(folder):
 
 def test_settings_and_methods_about_classes_are_refused(folder):
     for settings, message in (({"probe": True}, "--probe is about classes"),
-                              ({"evaluate_every": 5}, "--evaluate-every is about classes"),
                               ({"anatomy": "each"}, "--anatomy is about classes")):
         with pytest.raises(SpecError, match=message):
             run(folder, "naive", scenario="domain", **settings)
