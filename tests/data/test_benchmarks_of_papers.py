@@ -19,7 +19,7 @@ from clbench.experiment.spec import build
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLASSES = {"split-omnibenchmark": 300, "domainnet": 345, "core50": 50}
-FIRST = {  # the first classes of orders, as shared/protocols.md has them from the repositories
+FIRST = {  # the first classes of orders, as the repositories have them
     (200, "numpy:1993"): (168, 136, 51, 9, 183, 101, 171, 99, 42, 159),
     (300, "numpy:1993"): (169, 221, 146, 296, 92, 229, 49, 70, 126, 77),
     (200, "python:1"): (33, 146, 79, 19, 23, 131, 12, 187)}
