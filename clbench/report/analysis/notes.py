@@ -63,8 +63,8 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     epochs = f"{chosen.epochs} epoch{'s' * (chosen.epochs != 1)}"
     budget = f"{chosen.iterations:,} iterations" if chosen.iterations else epochs
     budget += f" of {chosen.repeats} steps on each batch" if chosen.repeats else ""
-    alike = " of similar lengths" if chosen.group_by_length else ""
-    training = (f"{budget} per task, batch {chosen.batch_size}{alike}, "
+    similarity = " of similar lengths" if chosen.group_by_length else ""
+    training = (f"{budget} per task, batch {chosen.batch_size}{similarity}, "
                 f"optimizer state {chosen.optimizer_state} between tasks"
                 if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
     return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){heads}{momentum}{decay}{warmup}{clipped}, "
