@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from clbench.core.errors import SpecError, guess
 from clbench.core.objective import ACCURACY, Metric
-from clbench.report.formatting import NONE, clean, interval, number
+from clbench.report.formatting import NONE, clean, difference_unit, interval, number, unit_of
 from clbench.report.model import Cell, Column, Unit
 from clbench.results import curve, metrics
 from clbench.results.curve import Curve
@@ -124,8 +124,23 @@ def _intransigence(record: Record, joint: Record | None) -> float | None:
     return metrics.intransigence(record.R, joint.R)
 
 
-def _curve_reader(metric: Callable[[Curve], float | None]) -> Callable[[Record, Record | None], float | None]:
-    return lambda record, _: metric(record.curve) if record.curve else None
+def curve_measures(metric: Metric) -> tuple[Measure, ...]:
+    """Return the columns of a metric while tasks are learned; they are empty for records whose R is of another one."""
+    unit, difference = unit_of(metric), difference_unit(unit_of(metric))
+    worst, title = ("minimum", "min") if metric.direction == "up" else ("maximum", "max")
+
+    def measure(column: Column, value: Callable[[Curve], float | None], tested: bool = False) -> Measure:
+        return Measure(column, lambda record, _: value(record.curve) if record.curve and record.curve.about == metric
+                       else None, WHILE_LEARNED, tested=tested, optional=True)
+
+    return (measure(Column(f"{title}-{metric.short}", unit, metric.direction, f"{worst} {metric.label}"), curve.min_acc,
+                    tested=True),
+            measure(Column(f"WC-{metric.short}", unit, metric.direction, f"worst-case {metric.label}"), curve.wc_acc,
+                    tested=True),
+            measure(Column("anytime average", unit, metric.direction), curve.anytime, tested=True),
+            measure(Column("gap depth", difference, "down"), curve.mean_depth, tested=True),
+            measure(Column("gap recovery", difference), curve.mean_recovery),
+            measure(Column("gap length (steps)", "number"), curve.mean_length))
 
 
 ACC = Measure(Column("ACC", "percent", "up", "accuracy"),
@@ -176,19 +191,7 @@ MEASURES = (  # in the order of the tables' columns
             _per_task(lambda r, _: metrics.fwt(r.R)), MORE_METRICS, tested=True),
     Measure(Column("intransigence", "points", "down"), _per_task(_intransigence), MORE_METRICS, tested=True,
             optional=True, needs_joint=True),
-    Measure(Column("min-ACC", "percent", "up", "minimum accuracy"),
-            _curve_reader(curve.min_acc), WHILE_LEARNED, tested=True,
-            optional=True),
-    Measure(Column("WC-ACC", "percent", "up", "worst-case accuracy"),
-            _curve_reader(curve.wc_acc), WHILE_LEARNED, tested=True,
-            optional=True),
-    Measure(Column("anytime average", "percent", "up"), _curve_reader(curve.anytime), WHILE_LEARNED, tested=True,
-            optional=True),
-    Measure(Column("gap depth", "points", "down"), _curve_reader(curve.mean_depth), WHILE_LEARNED, tested=True,
-            optional=True),
-    Measure(Column("gap recovery", "points"), _curve_reader(curve.mean_recovery), WHILE_LEARNED, optional=True),
-    Measure(Column("gap length (steps)", "number"), _curve_reader(curve.mean_length), WHILE_LEARNED,
-            optional=True),
+    *curve_measures(ACCURACY),
     Measure(Column("optimizer steps", "count", heading="optimizer steps"),
             lambda r, _: _total(r.costs.steps), MORE_COSTS),
     REPLAY,

@@ -24,13 +24,12 @@ from clbench.report.columns import (
     TIME,
     TOTAL,
     TRAINABLE,
-    WHILE_LEARNED,
     Measure,
+    curve_measures,
 )
 from clbench.report.formatting import difference_unit, task_label, unit_of
 from clbench.report.model import Column
-from clbench.results import curve, metrics
-from clbench.results.curve import Curve
+from clbench.results import metrics
 from clbench.results.records import Record, general_item_scores, matrices
 
 if TYPE_CHECKING:
@@ -117,26 +116,7 @@ def _measures_of(metric: Metric) -> tuple[Measure, ...]:
             *chain.from_iterable(map(_final_and_learned, other_metrics)), TASK_INFERENCE, TRAINABLE, BYTES, COMPUTE,
             TIME, *_more_measures(metric),
             *(_forgetting(other, f"forgetting of {other.label}", MORE_METRICS) for other in other_metrics),
-            *_curve_measures(metric), replace(TOTAL, table=MORE_COSTS), *(m for m in MEASURES if m.table == MORE_COSTS))
-
-
-def _curve_measures(metric: Metric) -> Sequence[Measure]:
-    """Return the columns of a metric while tasks are learned, as classification has them of accuracy."""
-    unit, difference = unit_of(metric), difference_unit(unit_of(metric))
-    worst, title = ("minimum", "min") if metric.direction == "up" else ("maximum", "max")
-
-    def measure(column: Column, value: Callable[[Curve], float | None], tested: bool = False) -> Measure:
-        return Measure(column, lambda record, _: value(record.curve) if record.curve and record.curve.about == metric
-                       else None, WHILE_LEARNED, tested=tested, optional=True)
-
-    return (measure(Column(f"{title}-{metric.short}", unit, metric.direction, f"{worst} {metric.label}"), curve.min_acc,
-                    tested=True),
-            measure(Column(f"WC-{metric.short}", unit, metric.direction, f"worst-case {metric.label}"), curve.wc_acc,
-                    tested=True),
-            measure(Column("anytime average", unit, metric.direction), curve.anytime, tested=True),
-            measure(Column("gap depth", difference, "down"), curve.mean_depth, tested=True),
-            measure(Column("gap recovery", difference), curve.mean_recovery),
-            measure(Column("gap length (steps)", "number"), curve.mean_length))
+            *curve_measures(metric), replace(TOTAL, table=MORE_COSTS), *(m for m in MEASURES if m.table == MORE_COSTS))
 
 
 def _final_and_learned(metric: Metric) -> Sequence[Measure]:

@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import re
+from functools import partial
 
 import pytest
 from helpers import ROOT
@@ -225,33 +226,28 @@ def test_the_caution_on_tuning_leaves_out_variants_of_tuned_methods_and_referenc
     assert "(untuned)" not in told(reference, ANSWER)[0]
 
 
+def budget_cautions(method, steps, weights=None):
+    """Return the cautions on authors' budgets for a method that took `steps` steps on each task."""
+    records = [r.model_copy(update={"trial": r.trial.model_copy(update={"weights": weights}),
+                                    "costs": r.costs.model_copy(update={"steps": steps})})
+               for r in study({method: 0.9, "naive": 0.7})]
+    return [text for text in told(records, CAUTION) if "quarter" in text]
+
+
 def test_a_caution_names_methods_on_weights_with_less_than_a_quarter_of_their_authors_steps():
-    weights = Weights(path="w", sha256="0" * 64)
-
-    def cautions(steps, on=weights):
-        records = [r.model_copy(update={"trial": r.trial.model_copy(update={"weights": on}),
-                                        "costs": r.costs.model_copy(update={"steps": steps})})
-                   for r in study({"slca": 0.9, "naive": 0.7})]
-        return [text for text in told(records, CAUTION) if "quarter" in text]
-
+    cautions = partial(budget_cautions, "slca", weights=Weights(path="w", sha256="0" * 64))
     # 20 epochs of 5,000 samples in batches of 128 are 20 * 40 = 800 steps.
     assert cautions([199, 199, 199]) == [
         "Trained with less than a quarter of its authors' optimizer steps per task: SLCA."]
     assert cautions([200, 200, 200]) == cautions([0, 0, 0]) == cautions([10, 10, 200]) == []
-    assert cautions([1, 1, 1], on=None) == []
+    assert cautions([1, 1, 1], weights=None) == []
 
 
 def test_a_budget_of_networks_from_scratch_is_compared_with_runs_from_scratch():
-    weights = Weights(path="w", sha256="0" * 64)
-
-    def cautions(steps, on=None):
-        records = [r.model_copy(update={"trial": r.trial.model_copy(update={"weights": on}),
-                                        "costs": r.costs.model_copy(update={"steps": steps})})
-                   for r in study({"wa": 0.9, "naive": 0.7})]
-        return [text for text in told(records, CAUTION) if "quarter" in text]
-
     # 170 epochs of 5,000 samples in batches of 128 are 170 * 40 = 6,800 steps.
-    assert len(cautions([1699] * 3)) == 1 and cautions([1700] * 3) == cautions([1] * 3, on=weights) == []
+    assert len(budget_cautions("wa", [1699] * 3)) == 1
+    assert budget_cautions("wa", [1700] * 3) == []
+    assert budget_cautions("wa", [1] * 3, weights=Weights(path="w", sha256="0" * 64)) == []
 
 
 def test_methods_whose_authors_train_from_scratch_have_a_budget():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -110,18 +109,18 @@ def section_view(id_: str, slug: str, section: Section, styles: Mapping[str, Str
     """
     results = section.results
     finals = section.comparison.cells(final_of(section.metric).column.title)
-    tables = {
+    tables_of_tasks = {
         f"{id_}-accuracy": with_finals(values_over_tasks(results, section.metric), finals),
         f"{id_}-forgetting": forgetting_per_task(results, section.metric),
-        f"{id_}-parameters": parameters_over_tasks(results),
-        f"{id_}-seeds": with_finals(values_by_seed(results, section.seeds, section.metric), finals)}
-    tables |= {f"{id_}-general-{i}": general.table for i, general in enumerate(section.general)}
-    if section.arrivals:
-        tables[f"{id_}-arrival"] = section.arrivals
+        f"{id_}-parameters": parameters_over_tasks(results)}
+    tables = {**tables_of_tasks, f"{id_}-seeds": with_finals(values_by_seed(results, section.seeds, section.metric),
+                                                             finals),
+              **{f"{id_}-general-{i}": general.table for i, general in enumerate(section.general)},
+              **({f"{id_}-arrival": section.arrivals} if section.arrivals else {})}
     matrix_results = [r for r in results if _has_matrix(r)]
     matrices = [MatrixView(f"{id_}-R-{i}", table, result.seeds, _format_seeds(result, section.metric))
                 for i, (table, result) in enumerate(zip(section.matrices, matrix_results, strict=True))]
-    by_task = [(name, table, () if re.search("-(seeds|arrival|general-.*)$", name) else section.task_classes)
+    by_task = [(name, table, section.task_classes if name in tables_of_tasks else ())
                for name, table in tables.items() if table.columns]
     legend = choose_legend(section, _legend(results, styles))
     kinds = dict.fromkeys((ALL, *chain.from_iterable(entry.kinds for entry in legend)))
@@ -192,7 +191,8 @@ def _format_seeds(result: Result, metric: Metric) -> list[list[str]]:
 
 def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
              matrices: Sequence[MatrixView]) -> list[FigureView]:
-    accuracy, forgetting, parameters, seeds, *others = tables
+    accuracy, forgetting, parameters, seeds = (f"{id_}-{kind}" for kind in ("accuracy", "forgetting", "parameters",
+                                                                            "seeds"))
     comparison, metric = section.comparison, section.metric
     label, heading, final = metric.label, metric.heading, final_of(metric).column.title
     figures = [*_errors(id_, slug, section),
@@ -237,11 +237,12 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             tuple(m.id for m in matrices), f"{slug}-R", wide=True, better=metric.direction))
     data = next((figure for figure in section.figures if figure.kind == "arrival"), None)
     if data and section.arrivals:
-        figures.append(FigureView("arrival", data.title, data.caption, data.alt, (others[-1],), data.name, wide=True))
-    figures += [FigureView("lines", data.title, data.caption, data.alt, (name,), data.name,
+        figures.append(FigureView("arrival", data.title, data.caption, data.alt, (f"{id_}-arrival",), data.name,
+                                  wide=True))
+    names = {general.title: f"{id_}-general-{i}" for i, general in enumerate(section.general)}
+    figures += [FigureView("lines", data.title, data.caption, data.alt, (names[data.title],), data.name,
                            axis=axis_title(data.metric), metric=data.metric, first=0)
-                for name, general in zip(others, section.general, strict=False)
-                for data in section.figures if data.kind == "general" and data.title == general.title]
+                for data in section.figures if data.kind == "general"]
     return [f for f in figures if f.kind not in ("lines", "bars") or _has_full_row(tables[f.tables[0]])]
 
 
