@@ -17,21 +17,22 @@ INTRODUCTION = """\
 
 LoRA trains two small matrices per task next to each frozen weight. This page tests common claims about it on the
 committed studies of clbench. Each claim has a page with its rule, its verdict in each study, and all comparisons.
-[rows.csv](claims/rows.csv) has them as data. For advice, read [Should I use LoRA?](should-i-use-lora.md).
+[rows.csv](claims/rows.csv) has the data. For advice, read [Should I use LoRA?](should-i-use-lora.md).
 
-`python benchmarks/lora_question/claims.py --write` computes all numbers on these pages from the records in `reports/`.
+`python benchmarks/lora_question/claims.py --write` writes these pages from the records in `reports/`.
 
 ## Five findings
 
-Effects are differences in final average accuracy, in points. Positive means that LoRA is better. The last two compare
-LoRA with itself: without and with task IDs, and with and without a pretrained backbone. "Better" and "worse" mean that
-the 95% interval excludes 0. The verdict answers a stricter question, such as "at most 2 points worse", with a wider
-interval, so it can be inconclusive although the finding is clear. Reports correct for all pairs of methods, so they can
-call the same difference not significant.
+Effects are differences in final average accuracy, in points. Positive means that LoRA is better. In the last two rows
+LoRA is compared with itself: without task IDs minus with them, and with a pretrained backbone minus without one.
+"Better" and "worse" mean that the 95% interval excludes 0. The verdict answers a stricter question, such as "less than
+2 points worse", with a wider interval, so it can be inconclusive although the finding is clear. Tests in reports are
+corrected for all pairs of methods, so a report can call it not significant.
 """
 SUMMARY = """
-**The first finding will probably not hold.** EWC had one learning rate for backbone and head, as ER and PNN had. In the
-tuning runs of the study `answer`, methods with a separate head rate [scored higher](should-i-use-lora.md).
+**The first finding will probably not hold.** EWC had one learning rate for backbone and head, as ER and PNN had. A
+study under way, `answer`, gives them a separate learning rate for the head. In its tuning runs, they [scored higher
+than LoRA](should-i-use-lora.md).
 
 ## All claims
 
@@ -41,57 +42,59 @@ backbones, and studies with task IDs (Task-IL) from studies without them (Class-
 RULES = """
 ## Rules
 
-- **Study:** one stream, scenario and backbone of a committed report ([list](claims/studies.md)). It has one verdict per
-  claim.
-- **Main comparison:** the verdict compares LoRA's main row with the best rival's. A main row is the one with the
-  highest mean accuracy, without rows that have a label of their own. For LoRA, it has rank 4 if the study has such a
-  row. All other comparisons are sensitivity rows and do not count.
-- **No setting counts twice:** of studies with the same stream, scenario, backbone and number of steps, the first one
-  that was designed for the claim counts (`designed` in `benchmarks/lora_question/claim_list.py`), otherwise the one
-  with most seeds.
+- **Study:** one sequence of tasks, scenario and backbone of a committed report ([list](claims/studies.md)). It has one
+  verdict per claim.
+- **Main comparison:** the verdict compares LoRA's main row with the best rival's. A row is a method with its options in
+  the report. The main row has the highest mean accuracy, and for LoRA rank 4 if there is such a row. Rows that the
+  study names differently from their method, such as `lora-head-rate`, qualify only if there is no other. Other
+  comparisons are sensitivity rows and do not count.
+- **No setting counts twice:** of studies with the same sequence of tasks, scenario, backbone and number of steps, the
+  first that was designed for the claim counts, otherwise that with most seeds.
 - **Differences** are paired by seed. The claim about pretraining compares two studies by Welch's intervals.
 - **Intervals** are Student's t intervals over seeds: 95% in sensitivity rows. In verdicts, all intervals of a claim
   hold together with 95% probability (Bonferroni over the counted studies). Exact quantities have none.
 - **Verdict:** a claim is *supported* if the whole interval satisfies it, *contradicted* if the whole interval violates
   it, and otherwise *inconclusive*. "Not much worse" means less than 2 points worse.
-- **Inconclusive in any case:** a mean accuracy within three standard deviations over seeds of 100%, and an untuned
-  rival that is significantly worse than a linear probe on the same pretrained backbone.
+- **Inconclusive in any case:** comparisons in which one side is closer to 100% than three standard deviations over
+  seeds, and those with an untuned rival that is significantly worse than a linear probe on the same pretrained
+  backbone.
 
-The rules of verdicts were written after the first runs, and those of counting after all runs before `answer`.
+The rules of verdicts were written after the first runs. The rules of counting were written when all results on this
+page were known.
 
 ## Corrections
 
-- **27 November 2026:** only untuned rivals below the linear probe are inconclusive. A linear probe is compared only
-  with adapters on the same backbone, and ranks best with best.
+- **27 November 2026:** only untuned rivals below the linear probe are inconclusive. A linear probe is compared with
+  adapters on the same backbone only. Ranks are compared by the best row of each group.
 - **28 November 2026:** the summary counts studies; before, it counted rows, and one study up to 24 times. Both sides of
   a difference have the same seeds. Verdicts use simultaneous intervals. The loss without task IDs is measured within
   the same trials. PNN is represented by the row that starts from the backbone.
 - **30 November 2026:** compute and time are compared with fine-tuning only. ER's buffer must have at least half of
   LoRA's additional bytes. Analytic classifiers are on the frozen backbone. Permuted pixels count only with task IDs.
-- **1 December 2026:** studies that draw other images of the same stream share a setting. A row with a label of its own
-  no longer represents its method. No number changed.
+- **1 December 2026:** studies that draw other images of the same data share a setting. A row that is named differently
+  from its method no longer represents it. No number changed.
 
 ## Limitations
 
 - **Small images and budgets.** The ViT sees 56-pixel images that were enlarged from 32 x 32. A task has 500 images and
-  64 steps. Some methods had not converged.
-- **Backbones.** The ViT-S/14 was fine-tuned for saliency detection on unnamed images; it is not DINOv2. No study has a
-  ViT-B/16, the backbone of most published tables.
+  64 steps.
+- **Backbones.** The ViT-S/14 was fine-tuned for saliency detection on unnamed images; it is not DINOv2. No study has
+  the usual ViT-B/16.
 - **Easy texts.** With task IDs, a linear probe on MiniLM is as good as joint training.
 - **Little tuning, one learning rate.** Tuned rows had two to eight candidates, on one seed, most at half the budget.
   EWC and PNN have more hyperparameters than LoRA, and one rate for backbone and head is low for the head. The study
-  `answer` tunes all methods equally ([protocol](../benchmarks/lora_question/PROTOCOL.md)). These pages include it as
-  soon as it has records.
-- **Best rows are chosen by test accuracy**, which favors both sides of a comparison.
+  `answer` tunes all methods equally ([protocol](../benchmarks/lora_question/PROTOCOL.md)).
+- **Best rows are chosen by test accuracy**, which makes both sides of a comparison look better than they are.
 - **Few seeds.** Simultaneous intervals over three seeds are wide.
-- **Shared images.** Except in `answer`, all seeds share their images. No interval covers the choice of weights.
+- **Shared images.** Except in `answer`, all seeds share their images. No interval covers the choice of pretrained
+  weights.
 - **Interim analysis.** `vision_task`, `vision_task_full`, `vision_class`, `efficientnet_class` and `text_class` got
-  more seeds after one, which the intervals do not account for.
+  more seeds after an interim analysis, which the intervals do not account for.
 
 ## How to cite a claim
 
-Cite clbench as `CITATION.cff` says, with version and date, because new studies can change the numbers. The file name
-and the anchor of a claim's page never change. For example:
+Cite clbench as `CITATION.cff` says, with version and date, because numbers can change. The file name and the anchor of
+a claim's page never change. For example:
 
 ```text
 the clbench authors. clbench, version {version}, {date}.
