@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from clbench.core.errors import DataError, SpecError, message_of
@@ -161,20 +162,21 @@ class ItemTokenizer:
         ends = [i for i in range(begin, len(ids)) if ids[i] == self.tokenizer.eos_token_id]
         return ends[-1] + 1 if ends else len(ids)
 
-    def _render(self, item: Conversation, count: int, prompt: bool) -> str:
-        """Return the text of the first `count` messages; the chat template writes all special tokens itself.
+    @cached_property
+    def template(self) -> str:
+        """Return the chat template; if it writes today's date, it gets a fixed one, so that tokens stay the same."""
+        template: str = self.tokenizer.get_chat_template()
+        return DATE_MACRO * ("strftime_now" in template) + template
 
-        A template that writes today's date gets a fixed one, so that the tokens are the same on every day.
-        """
+    def _render(self, item: Conversation, count: int, prompt: bool) -> str:
+        """Return the text of the first `count` messages; the chat template writes all special tokens itself."""
         if self.tokenizer.chat_template is None:
             raise DataError(f"{item.place}: it has messages, and the tokenizer has no chat template; use prompt "
                             "and response, or a tokenizer with a template (option tokenizer of the benchmark in "
                             "clbench run, --chat-template FILE in clbench forget)")
         messages = [{"role": role, "content": content} for role, content in item.messages[:count]]
         try:
-            template = self.tokenizer.get_chat_template()
-            dated = DATE_MACRO * ("strftime_now" in template) + template
-            return str(self.tokenizer.apply_chat_template(messages, chat_template=dated, tokenize=False,
+            return str(self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False,
                                                           add_generation_prompt=prompt))
         except Exception as error:  # a template is code of a model's author, which may raise any error
             reason = message_of(error) or type(error).__name__
