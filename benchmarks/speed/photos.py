@@ -156,14 +156,17 @@ def measure_memory(count: int, read: str) -> dict[str, Any]:
 
 
 def use(folder: str, place: str, read: str) -> None:
-    """Load a stream, read its photos once and print the peak memory of this process."""
-    import resource
+    """Load a stream, read its photos once and print the peak memory of this process (Linux)."""
+    import torch
 
+    from clbench.training.costs import PeakMemory  # a child's `ru_maxrss` begins with the peak of its parent
+
+    memory = PeakMemory(torch.device("cpu"))
     stream, used = stream_of(Path(folder), Path(place, "data"), read=read, size=64), 0
     for task in stream.tasks:
         used += sum(len(stream.prepare(part.x)) for part in task.train.chunks(BATCH))
     used += sum(len(x) for x, _, _ in stream.tests.batches(BATCH))
-    print(json.dumps({"bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "used": used}))
+    print(json.dumps({"bytes": memory.host(), "used": used}))
 
 
 def render(speed: dict[str, Any], memory: Sequence[dict[str, Any]], machine: dict[str, str]) -> str:
