@@ -116,7 +116,7 @@ def rate(batches: Callable[[], Iterator[Any]]) -> tuple[float, float]:
 
 
 def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
-    """Return the photos per second of each way, measured in turns, and the ratio of the medians."""
+    """Return the photos per second of each way, measured in turns, and the median ratio of two neighboring passes."""
     import torch
 
     torch.set_num_threads(found.cores)
@@ -137,7 +137,7 @@ def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
             work = {name: statistics.median(value for _, value in values) for name, values in passes.items()}
             results[kind] = {
                 **{name: [round(value) for value in values] for name, values in rates.items()},
-                "ratio": round(statistics.median(rates["clbench"]) / statistics.median(rates["torchvision"]), 2),
+                "ratio": round(statistics.median(ours / theirs for ours, theirs in zip(*rates.values(), strict=True)), 2),
                 "processor ms per photo": {name: round(value, 2) for name, value in work.items()}}
     return results
 
@@ -179,7 +179,8 @@ def render(speed: dict[str, Any], memory: Sequence[dict[str, Any]], machine: dic
     if speed:
         rows: list[list[object]] = [[kind, *(round(statistics.median(one[way])) for way in ("clbench", "torchvision")),
                                      one["ratio"]] for kind, one in speed.items()]
-        text += ["Photos per second that are decoded and prepared (medians). torchvision is its `ImageFolder` with "
+        text += ["Photos per second that are decoded and prepared (medians), and the median ratio of "
+                 "two neighboring passes. torchvision is its `ImageFolder` with "
                  "torch's `DataLoader`, with the same transforms and as many processes as cores.\n",
                  pipe(rows, ["transforms", "clbench", "torchvision", "ratio"]), ""]
     if memory:
@@ -197,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=1000,
                         help="of 500 x 375 pixels, for speed; 0: do not measure speed (1000)")
-    parser.add_argument("--repeats", type=int, default=5, help="passes of each way (5)")
+    parser.add_argument("--repeats", type=int, default=20, help="passes of each way (20)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="processes of the DataLoader (all)")
     parser.add_argument("--counts", default="1000,10000,50000",
                         help="of photos, for memory; empty: do not measure memory (1000,10000,50000)")
