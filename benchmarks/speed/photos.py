@@ -135,9 +135,10 @@ def measure_speed(found: argparse.Namespace) -> dict[str, Any]:
                     passes[name].append(rate(way))
             rates = {name: [value for value, _ in values] for name, values in passes.items()}
             work = {name: statistics.median(value for _, value in values) for name, values in passes.items()}
+            pairs = zip(rates["clbench"], rates["torchvision"], strict=True)
             results[kind] = {
                 **{name: [round(value) for value in values] for name, values in rates.items()},
-                "ratio": round(statistics.median(ours / theirs for ours, theirs in zip(*rates.values(), strict=True)), 2),
+                "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 2),
                 "processor ms per photo": {name: round(value, 2) for name, value in work.items()}}
     return results
 
@@ -178,10 +179,10 @@ def render(speed: dict[str, Any], memory: Sequence[dict[str, Any]], machine: dic
     text = ["# Photos that stay in their files\n"]
     if speed:
         rows: list[list[object]] = [[kind, *(round(statistics.median(one[way])) for way in ("clbench", "torchvision")),
-                                     one["ratio"]] for kind, one in speed.items()]
+                                     f"{one['ratio']:.2f}"] for kind, one in speed.items()]
         text += ["Photos per second that are decoded and prepared (medians), and the median ratio of "
-                 "two neighboring passes. torchvision is its `ImageFolder` with "
-                 "torch's `DataLoader`, with the same transforms and as many processes as cores.\n",
+                 "two neighboring passes. torchvision is its `ImageFolder` with torch's `DataLoader`, with the same "
+                 "transforms and as many processes as cores.\n",
                  pipe(rows, ["transforms", "clbench", "torchvision", "ratio"]), ""]
     if memory:
         text += ["Peak memory in MB of a process that loads a stream and reads all its photos once. `read=files` "
