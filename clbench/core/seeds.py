@@ -78,7 +78,7 @@ def reseed(seed: int, *axes: str | int) -> None:
         torch.default_generator.manual_seed(number)
 
 
-class Course(AbstractContextManager[None]):
+class ContinuedDraws(AbstractContextManager[None]):
     """A context whose draws from the global generators continue where they stopped at its last exit.
 
     Of the generators of accelerators, only that of `device` is included, if it is a CUDA device.

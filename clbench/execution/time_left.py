@@ -58,7 +58,7 @@ def read_times(record: Record) -> tuple[Workload | None, float] | None:
 
 
 @dataclass
-class Course:
+class RunningTrial:
     """A running trial: its start time, and its finished share of work and the time at its first and last event."""
 
     began: float
@@ -116,7 +116,7 @@ class TimeLeft:
         self.speed: Speed | None = None
         self.earlier: dict[Kind, list[float]] = {}  # seconds of trials with a record
         self.waiting = dict.fromkeys(self.kinds)
-        self.running: dict[str, Course] = {}
+        self.running: dict[str, RunningTrial] = {}
         self.took: dict[Kind, list[float]] = {}  # seconds of whole trials
         self.places = 1  # trials that run at once
         self.others = 0.0  # expected seconds of the trials that another process has finished meanwhile
@@ -146,18 +146,18 @@ class TimeLeft:
         """Store that a trial starts, perhaps as a retry."""
         self.began = now if self.began is None else self.began
         self.waiting.pop(key, None)
-        self.running[key] = Course(now)
+        self.running[key] = RunningTrial(now)
         self.places = max(self.places, len(self.running))
 
     def progress(self, event: Progress, now: float) -> None:
         """Update the finished share of a running trial."""
-        if course := self.running.get(event.key):
+        if trial := self.running.get(event.key):
             work = self.work.get(self.kinds[event.key])
             share = event.task / event.tasks
             if work is not None and len(work.steps) == event.tasks:
                 share = work.share(event.task, self.flops_of_a_step)
-            course.last = share, now
-            course.first = course.first or course.last
+            trial.last = share, now
+            trial.first = trial.first or trial.last
 
     def finished(self, key: str, now: float, whole: bool = True) -> None:
         """Store that a trial has ended, here or in another process that shares the run folder.
@@ -165,10 +165,10 @@ class TimeLeft:
         Unless it was trained as a whole, its time says nothing about other trials.
         """
         self.waiting.pop(key, None)
-        if course := self.running.pop(key, None):
+        if trial := self.running.pop(key, None):
             if not whole:
                 return
-            seconds = course.whole if course.resumed else now - course.began
+            seconds = trial.whole if trial.resumed else now - trial.began
             if seconds is not None:
                 self.took.setdefault(self.kinds[key], []).append(seconds)
         elif key in self.kinds and (expected := self.expected()):
@@ -177,7 +177,7 @@ class TimeLeft:
     @property
     def measured(self) -> bool:
         """Return whether any trial of this run has learned a task."""
-        return bool(self.took) or any(course.whole is not None for course in list(self.running.values()))
+        return bool(self.took) or any(trial.whole is not None for trial in list(self.running.values()))
 
     @property
     def flops_of_a_step(self) -> float:
@@ -189,7 +189,7 @@ class TimeLeft:
         expected = self.expected()
         if not expected:
             return None
-        remaining = [course.left(expected[self.kinds[key]], now) for key, course in list(self.running.items())]
+        remaining = [trial.left(expected[self.kinds[key]], now) for key, trial in list(self.running.items())]
         waiting = sorted((expected[self.kinds[key]] for key in list(self.waiting)), reverse=True)
         places = self.places
         if self.others and self.began is not None:
@@ -231,9 +231,9 @@ class TimeLeft:
         change = sum(repeated.values()) / firsts if firsts else 1.0
         measured = {kind: seconds[0] * change for kind, seconds in took} | repeated
         paces: dict[Kind, list[float]] = {}
-        for key, course in list(self.running.items()):
-            if course.whole is not None and self.kinds[key] not in measured:
-                paces.setdefault(self.kinds[key], []).append(course.whole)
+        for key, trial in list(self.running.items()):
+            if trial.whole is not None and self.kinds[key] not in measured:
+                paces.setdefault(self.kinds[key], []).append(trial.whole)
         measured |= {kind: fmean(seconds) for kind, seconds in paces.items()}
         earlier = {kind: fmean(seconds) for kind, seconds in self.earlier.items()}
         common_kinds = [kind for kind in measured if kind in earlier]  # they show the present speed of the machine

@@ -43,7 +43,7 @@ def separate_draws(trial_seeds: Sequence[int], task: int, device: torch.device) 
     """Return a context for each member of a stack, in which it draws as if it trained alone on a task."""
     if len(trial_seeds) == 1:
         return [nullcontext()]
-    return [seeds.Course(seed, "training", task, device=device) for seed in trial_seeds]
+    return [seeds.ContinuedDraws(seed, "training", task, device=device) for seed in trial_seeds]
 
 
 def require_same_structure(strategies: Sequence[Strategy]) -> None:

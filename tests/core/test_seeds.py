@@ -46,15 +46,15 @@ def test_accelerators_that_exist_are_seeded_too(available, monkeypatch):
         assert seeded == [seeds.derive(3, "init")] * available
 
 
-def test_a_course_continues_the_draws_on_a_cuda_device_too(monkeypatch):
+def test_draws_continue_on_a_cuda_device_too(monkeypatch):
     generator = torch.Generator().manual_seed(5)  # instead of that of a device
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: generator.get_state())
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: generator.set_state(state))
     expected = torch.rand(4, generator=torch.Generator().manual_seed(5))
-    course, draws = seeds.Course(0, "training", device=torch.device("cuda", 0)), []
+    continued, draws = seeds.ContinuedDraws(0, "training", device=torch.device("cuda", 0)), []
     for _ in range(2):
         before = generator.get_state()
-        with course:
+        with continued:
             draws.append(torch.rand(2, generator=generator))
         assert torch.equal(generator.get_state(), before)
         torch.rand(3, generator=generator)

@@ -132,7 +132,7 @@ def test_markdown_embeds_the_figures_with_their_words_escaped(label):
         assert text.index(line) < text.index("<summary>More metrics")
 
 
-def test_the_course_of_accuracy_is_shown_where_there_is_one():
+def test_the_curve_of_accuracy_is_shown_where_there_is_one():
     R = [[0.5, 0.5, 0.5], [0.9, 0.4, 0.5], [0.8, 0.7, 0.5], [0.6, 0.7, 0.8]]
     records = [make_record("lora", 0, R), make_record("lora", 1, make_matrix(3)), make_record("er", 0, R),
                make_record("pnn", 0, status="failed")]

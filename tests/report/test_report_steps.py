@@ -10,7 +10,7 @@ from helpers.figures import figure
 from helpers.records import make_lm_record, make_nll_matrix, make_record
 
 from clbench.report import build
-from clbench.report.figures.steps import MOST, courses, thin_steps
+from clbench.report.figures.steps import MOST, mean_curves, thin_steps
 from clbench.report.formats.html import render as page
 from clbench.report.formats.markdown import render
 from clbench.report.formatting import NONE
@@ -46,17 +46,17 @@ def test_the_label_of_the_last_step_is_inside_the_figure():
 
 def test_seeds_whose_tasks_differ_in_length_share_points_and_ends():
     records = [with_curve("er", 0, make_curve(steps=20)), with_curve("er", 1, make_curve(steps=30))]
-    course, = courses(build(records).sections[0].results)
-    assert course.ends == (30, 60, 90)
-    assert [x for x, _ in course.tasks[0]][:14] == [*range(11), 15, 20, 30]
+    mean_curve, = mean_curves(build(records).sections[0].results)
+    assert mean_curve.ends == (30, 60, 90)
+    assert [x for x, _ in mean_curve.tasks[0]][:14] == [*range(11), 15, 20, 30]
 
 
 def test_a_method_that_is_trained_by_steps_in_its_first_task_only_is_shown():
     curve = make_curve(tasks=2)
     curve = curve.model_copy(update={"steps": [curve.steps[0], [0]], "right": [curve.right[0], [[90], [40]]]})
     report = build([with_curve("ranpac", s, curve, tasks=2) for s in (0, 1)])
-    course, = courses(report.sections[0].results)
-    assert course.ends == (20, 20) and len(course.tasks) == 2
+    mean_curve, = mean_curves(report.sections[0].results)
+    assert mean_curve.ends == (20, 20) and len(mean_curve.tasks) == 2
     drawn, _ = figure(report, "steps")
     assert len(drawn.axes) == 1
 
@@ -78,8 +78,8 @@ def test_table_words_and_page():
     assert ("er falls by 31.0 points, rises again by 31.0 and recovers after 15 steps (4 of 4 gaps recover); "
             "Fine-tuning falls by 60.0 points and does not recover") in text.replace("\\", "")
     written = page(report)
-    data = json.loads(re.search(r'data-courses="([^"]*)"', written)[1].replace("&#34;", '"'))
-    assert [course["row"] for course in data["courses"]] == [0, 1] and data["courses"][0]["ends"] == [20, 40, 60]
+    data = json.loads(re.search(r'data-curves="([^"]*)"', written)[1].replace("&#34;", '"'))
+    assert [curve["row"] for curve in data["curves"]] == [0, 1] and data["curves"][0]["ends"] == [20, 40, 60]
     assert re.findall(r"<span>(all steps|boundary \d to \d)</span>", written) == ["all steps", "boundary 1 to 2",
                                                                                 "boundary 2 to 3"]
 
@@ -93,7 +93,7 @@ def test_nothing_appears_where_there_is_no_curve():
     plain = build([make_record(m, s) for m in ("er", "naive") for s in (0, 1)])
     assert "steps" not in {f.kind for f in plain.sections[0].figures}
     assert not any("learned" in t.title for t in plain.sections[0].details)
-    assert 'data-courses="' not in page(plain)
+    assert 'data-curves="' not in page(plain)
     flat = make_curve().model_copy(update={"steps": [[0]] * 3, "right": [[[90]] * (t + 1) for t in range(3)]})
     stepless = build([with_curve("slda", s, flat) for s in (0, 1)])
     assert "steps" not in {f.kind for f in stepless.sections[0].figures}

@@ -28,7 +28,7 @@ DENSE = 51
 
 
 @dataclass(frozen=True)
-class Course:
+class MeanCurve:
     """The mean curve of a method.
 
     Args:
@@ -52,18 +52,18 @@ class Course:
         return min(values), max(values)
 
 
-def courses(results: Sequence[Result]) -> list[Course]:
-    """Return the course of each method that is trained by steps in a task and whose seeds have equally many tasks."""
-    method_courses = []
+def mean_curves(results: Sequence[Result]) -> list[MeanCurve]:
+    """Return the mean curves of the methods that are trained by steps and whose seeds have equally many tasks."""
+    method_curves = []
     for row, result in enumerate(results):
         curves = result.curves
         has_steps = any(steps[-1] for curve in curves for steps in curve.steps)
         if has_steps and len({curve.tasks for curve in curves}) == 1:
-            method_courses.append(_course(result.label, row, curves))
-    return method_courses
+            method_curves.append(_mean_curve(result.label, row, curves))
+    return method_curves
 
 
-def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
+def _mean_curve(label: str, position: int, curves: Sequence[Curve]) -> MeanCurve:
     tasks = curves[0].tasks
     lines: list[list[Point]] = [[] for _ in range(tasks)]
     old: list[tuple[Point, ...]] = []
@@ -83,7 +83,7 @@ def _course(label: str, position: int, curves: Sequence[Curve]) -> Course:
             old.append(tuple((x, fmean(row[:task])) for x, row in means))
         ends.append(end)
         begin = end
-    return Course(label, position, tuple(ends), tuple(map(tuple, lines)), tuple(old))
+    return MeanCurve(label, position, tuple(ends), tuple(map(tuple, lines)), tuple(old))
 
 
 def thin_steps(steps: Sequence[int]) -> list[int]:
@@ -94,14 +94,14 @@ def thin_steps(steps: Sequence[int]) -> list[int]:
 
 def steps_figure(subject: str, name: str, results: Sequence[Result], metric: Metric = ACCURACY) -> FigureData | None:
     """Return the figure of the metric over steps, or None if no method has points between its boundaries."""
-    method_courses = courses(results)
-    if not method_courses:
+    method_curves = mean_curves(results)
+    if not method_curves:
         return None
     descriptions = []
-    for course in method_courses:
-        gaps = list(chain.from_iterable(map(metrics.gaps, results[course.row].curves)))
+    for curve in method_curves:
+        gaps = list(chain.from_iterable(map(metrics.gaps, results[curve.row].curves)))
         change = "falls" if metric.direction == "up" else "rises"
-        descriptions.append(course.label + (
+        descriptions.append(curve.label + (
             f" {change} by {describe_difference(fmean(gap.depth for gap in gaps), metric)} on average" if gaps else ""))
     return FigureData(
         "steps", name, f"{metric.heading} during training", subject,
@@ -109,7 +109,7 @@ def steps_figure(subject: str, name: str, results: Sequence[Result], metric: Met
         f"tasks after a new task begins: {'; '.join(descriptions)}.",
         f"{metric.heading} on each task from its first step on; the dark line is the mean over the tasks before the "
         "current one. Lines are means over seeds. Vertical lines show where a new task begins.",
-        results=tuple(results[course.row] for course in method_courses), metric=metric)
+        results=tuple(results[curve.row] for curve in method_curves), metric=metric)
 
 
 ACROSS = 2  # panels side by side
@@ -119,29 +119,29 @@ _TALL, _HEAD, _FOOT = 2.0, 0.42, 0.42  # heights in inches: a panel, the space a
 
 def draw_steps(data: FigureData, styles: Mapping[str, StrategyStyle]) -> Figure:
     """Draw the metric on each task over the steps of all tasks."""
-    method_courses = courses(data.results)
-    column_count = min(ACROSS, len(method_courses))
-    row_count = math.ceil(len(method_courses) / column_count)
-    tasks = max(len(course.tasks) for course in method_courses)
+    method_curves = mean_curves(data.results)
+    column_count = min(ACROSS, len(method_curves))
+    row_count = math.ceil(len(method_curves) / column_count)
+    tasks = max(len(curve.tasks) for curve in method_curves)
     keys = math.ceil((tasks + 1) / 8)  # lines of the legend
     width, height = 7.2, 0.25 + row_count * (_HEAD + _TALL + _FOOT) + 0.1 + 0.2 * keys
     figure = style.blank(width, height)
     figure.text(0.42 / width, 1 - 0.1 / height, style.shorten(data.subject, 90), color=PALE, fontsize=LABEL, va="top")
-    last = max(course.ends[-1] for course in method_courses)
+    last = max(curve.ends[-1] for curve in method_curves)
     right = max(0.15, (style.text_width(str(last), 9.5) / 2 + 4) / 72)  # room for half of the last tick's label
     panel_width = (width - 0.6 - right - 0.45 * (column_count - 1)) / column_count
-    for k, course in enumerate(method_courses):
+    for k, curve in enumerate(method_curves):
         row, column = divmod(k, column_count)
         left = 0.6 + column * (panel_width + 0.45)
         bottom = height - 0.25 - row * (_HEAD + _TALL + _FOOT) - _HEAD - _TALL
         axes = figure.add_axes((left / width, bottom / height, panel_width / width, _TALL / height))
-        _panel(axes, course, data.metric)
-        axes.set_title(style.shorten(course.label, int(13 * panel_width)), loc="left", fontsize=9.5, pad=5)
+        _panel(axes, curve, data.metric)
+        axes.set_title(style.shorten(curve.label, int(13 * panel_width)), loc="left", fontsize=9.5, pad=5)
         axes.plot([1.0], [1.07], marker=styles[data.results[k].strategy].marker,
                   color=styles[data.results[k].strategy].color, markersize=5, transform=axes.transAxes, clip_on=False)
         if column == 0:
             axes.set_ylabel(f"{data.metric.label}{UNIT_SUFFIX.get(unit_of(data.metric), '')}")
-        if k + column_count >= len(method_courses):
+        if k + column_count >= len(method_curves):
             axes.set_xlabel("optimizer steps")
     figure.axes[0].plot([], [], color=INK, linewidth=1.6, label="mean over old tasks")
     lines, names = figure.axes[0].get_legend_handles_labels()
@@ -155,19 +155,19 @@ def style_of(task: int) -> tuple[str, int]:
     return PALETTE[task % len(PALETTE)], task // len(PALETTE) % len(DASHES)
 
 
-def _panel(axes: Axes, course: Course, metric: Metric) -> None:
+def _panel(axes: Axes, curve: MeanCurve, metric: Metric) -> None:
     axes.grid(True, axis="y")
     axes.tick_params(length=3)
-    axes.set_xlim(0, course.ends[-1])
-    low, high = course.range
+    axes.set_xlim(0, curve.ends[-1])
+    low, high = curve.range
     pad = style.padding(low, high, 0.05, metric)
     axes.set_ylim(*((min(low, 0.98) - 0.03, 1.02) if metric.is_share else (low - pad, high + pad)))
     style.value_ticks(axes.yaxis, metric)
-    for end in course.ends[:-1]:
+    for end in curve.ends[:-1]:
         axes.axvline(end, color=PALE, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1.5)
-    for task, points in enumerate(course.tasks):
+    for task, points in enumerate(curve.tasks):
         color, dashes = style_of(task)
         axes.plot(*zip(*points, strict=True), color=color, linestyle=DASHES[dashes], linewidth=0.9, zorder=2.5,
                   label=f"task {task + 1}")
-    for points in course.old:
+    for points in curve.old:
         axes.plot(*zip(*points, strict=True), color=INK, linewidth=1.6, zorder=3)

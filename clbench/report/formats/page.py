@@ -20,7 +20,7 @@ from clbench.report.figures.data import (
     values_over_tasks,
     with_finals,
 )
-from clbench.report.figures.steps import Point, courses
+from clbench.report.figures.steps import Point, mean_curves
 from clbench.report.figures.style import PALETTE, StrategyStyle
 from clbench.report.formats.choosable import ALL, FEW, LegendEntry, choose_legend
 from clbench.report.formats.markdown import MANY
@@ -69,7 +69,7 @@ class FigureView:
     costs: tuple[CostAxis, ...] = ()  # a reader chooses one of them
     final: int = 0  # the column of the comparison that the figure shows against a cost
     critical: float | None = None  # the critical difference of ranks
-    courses: str = ""  # JSON: accuracy over steps, which has too many values for a table
+    curves: str = ""  # JSON: accuracy over steps, which has too many values for a table
     first: int = 1  # for kind lines, the number of tasks at the start of the lines
     zooms: tuple[str, ...] = ()  # a reader chooses one of them: all steps, or the steps around a boundary
 
@@ -252,13 +252,13 @@ def _has_full_row(table: Table) -> bool:
 
 
 def _view_steps(slug: str, data: FigureData, section: Section) -> FigureView:
-    method_courses = courses(section.results)
-    lines = [{"row": course.row, "ends": course.ends, "tasks": [_round_points(points) for points in course.tasks],
-              "old": [_round_points(points) for points in course.old]} for course in method_courses]
-    courses_json = json.dumps({"courses": lines, "colors": list(map(color_class, PALETTE)),
+    method_curves = mean_curves(section.results)
+    lines = [{"row": curve.row, "ends": curve.ends, "tasks": [_round_points(points) for points in curve.tasks],
+              "old": [_round_points(points) for points in curve.old]} for curve in method_curves]
+    curves_json = json.dumps({"curves": lines, "colors": list(map(color_class, PALETTE)),
                                "unit": unit_of(data.metric)}, separators=(",", ":"))
-    boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(course.ends) for course in method_courses)))
-    return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, courses=courses_json,
+    boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(curve.ends) for curve in method_curves)))
+    return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, curves=curves_json,
                       metric=data.metric, zooms=("all steps", *boundaries))
 
 
