@@ -35,11 +35,11 @@ from clbench.results.audit import (
     MARGINS,
     Audit,
     AuditedFile,
-    Cell,
+    Comparison,
     DialPoint,
     FileScores,
     Role,
-    cell,
+    compare,
     judge,
     noise_floor,
     stays_within,
@@ -171,10 +171,10 @@ class Auditor:
             scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
             if self.request.scales:
                 dial = self._dial(candidate, hashes, base_scores, scores[candidate.label], floors)
-        cells = judge([audit_cell for candidate in self.candidates
-                       for audit_cell in self._cells(candidate.label, base_scores, scores[candidate.label], floors)])
+        comparisons = judge([comparison for candidate in self.candidates for comparison in
+                             self._comparisons(candidate.label, base_scores, scores[candidate.label], floors)])
         files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.tokens.notes) for f in self.files)
-        return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(cells), tuple(dial),
+        return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(comparisons), tuple(dial),
                      tuple(self._settings()), tuple(self.stored))
 
     def _settings(self) -> Iterator[tuple[str, str]]:
@@ -187,31 +187,31 @@ class Auditor:
         yield "batch size, device", f"{self.request.batch_size}, {self.device}"
         yield "torch", torch.__version__
 
-    def _cells(self, model: str, base_scores: Mapping[str, FileScores], scores: Mapping[str, FileScores],
-               floors: Mapping[tuple[str, str], float]) -> Iterator[Cell]:
-        """Yield a cell for each metric of each file."""
+    def _comparisons(self, model: str, base_scores: Mapping[str, FileScores], scores: Mapping[str, FileScores],
+                     floors: Mapping[tuple[str, str], float]) -> Iterator[Comparison]:
+        """Yield a comparison for each metric of each file."""
         for file in self.files:
             for metric in CAUSAL_LM.metrics:
                 if (floor := floors.get((file.name, metric.name))) is not None:
-                    yield cell(model, file.name, metric, base_scores[file.name], scores[file.name], floor,
-                               self.request.margins)
+                    yield compare(model, file.name, metric, base_scores[file.name], scores[file.name], floor,
+                                  self.request.margins)
 
     def _dial(self, candidate: Candidate, hashes: Sequence[str], base_scores: Mapping[str, FileScores],
               full: Mapping[str, FileScores], floors: Mapping[tuple[str, str], float]) -> list[DialPoint]:
         """Return the adapter's effect at each scale; 0 is the base, and 1 the unscaled adapter."""
-        points: dict[float, list[Cell]] = {}
+        points: dict[float, list[Comparison]] = {}
         for scale in sorted(set(self.request.scales)):
             name = f"scale {scale:g}"
             scaled = base_scores if scale == 0 else full if scale == 1 else self._scores(
                 name, [*hashes, f"{scale!r}"], partial(self._load_adapter, candidate, scale))
-            points[scale] = list(self._cells(name, base_scores, scaled, floors))
-        judged = iter(judge([audit_cell for cells in points.values() for audit_cell in cells]))
+            points[scale] = list(self._comparisons(name, base_scores, scaled, floors))
+        judged = iter(judge([comparison for comparisons in points.values() for comparison in comparisons]))
         other_files = {file.name for file in self.files if file.role != "new"}
         result = []
-        for scale, cells in points.items():
-            judged_cells = tuple(next(judged) for _ in cells)
-            result.append(DialPoint(scale, judged_cells, scale == 0
-                                    or stays_within([c for c in judged_cells if c.file in other_files])))
+        for scale, comparisons in points.items():
+            judged_comparisons = tuple(next(judged) for _ in comparisons)
+            result.append(DialPoint(scale, judged_comparisons, scale == 0
+                                    or stays_within([c for c in judged_comparisons if c.file in other_files])))
         return result
 
     @contextmanager

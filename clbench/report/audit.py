@@ -19,8 +19,7 @@ from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import NONE, clean, join_names
 from clbench.report.model import Cell, Column, FileFormat, Row, Table
-from clbench.results.audit import Audit, AuditedFile, DialPoint, unchanged_reach
-from clbench.results.audit import Cell as Comparison
+from clbench.results.audit import Audit, AuditedFile, Comparison, DialPoint, unchanged_reach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +64,7 @@ def model_table(audit: Audit, model: str) -> Table:
     rows = []
     for file in audit.files:
         for metric in CAUSAL_LM.metrics:
-            if comparison := find(audit.cells, model, file.name, metric):
+            if comparison := find(audit.comparisons, model, file.name, metric):
                 rows.append(Row(file_label(file), (
                     Cell(f"{comparison.items:,}", comparison.items), Cell(f"{metric.name} {ARROWS[metric.direction]}"),
                     Cell(value_text(comparison.base, metric), comparison.base),
@@ -82,7 +81,7 @@ def _overview(audit: Audit) -> Table:
         cells = []
         for model in audit.models:
             parts = [f"{metric.name} {comparison.verdict}" for metric in CAUSAL_LM.metrics
-                     if (comparison := find(audit.cells, model, file.name, metric))]
+                     if (comparison := find(audit.comparisons, model, file.name, metric))]
             cells.append(Cell(", ".join(parts)))
         rows.append(Row(file_label(file), tuple(cells)))
     return Table("All models", tuple(Column(clean(model), "text") for model in audit.models), tuple(rows), "file")
@@ -94,7 +93,7 @@ def dial_tables(audit: Audit) -> list[Table]:
         return []
     metric_tables: list[Table] = []
     for metric in CAUSAL_LM.metrics:
-        files = [file for file in audit.files if find(audit.cells, audit.models[0], file.name, metric)]
+        files = [file for file in audit.files if find(audit.comparisons, audit.models[0], file.name, metric)]
         columns = [Column(file_label(file), "text") for file in files]
         rows = [[Cell(_dial_text(point, file, metric)) for file in files] for point in audit.dial]
         if not metric_tables:
@@ -110,13 +109,13 @@ def dial_tables(audit: Audit) -> list[Table]:
 def _dial_text(point: DialPoint, file: AuditedFile, metric: Metric) -> str:
     if point.scale == 0:
         return "0"
-    comparison = find(point.cells, None, file.name, metric)
+    comparison = find(point.comparisons, None, file.name, metric)
     return NONE if comparison is None else change_text(comparison)
 
 
-def find(cells: Iterable[Comparison], model: str | None, file: str, metric: Metric) -> Comparison | None:
-    """Return the first cell of a model (None: any model), a file and a metric, or None if there is none."""
-    return next((c for c in cells if model in (None, c.model) and c.file == file and c.metric == metric), None)
+def find(comparisons: Iterable[Comparison], model: str | None, file: str, metric: Metric) -> Comparison | None:
+    """Return the first comparison of a model (None: any model), a file and a metric, or None if there is none."""
+    return next((c for c in comparisons if model in (None, c.model) and c.file == file and c.metric == metric), None)
 
 
 def headline(audit: Audit) -> list[str]:
@@ -124,7 +123,7 @@ def headline(audit: Audit) -> list[str]:
     lines = []
     for model in audit.models:
         by_verdict: dict[str, list[str]] = {"lost": [], "kept": [], "inconclusive": []}
-        for comparison in audit.cells:
+        for comparison in audit.comparisons:
             if comparison.model == model:
                 by_verdict[comparison.verdict].append(f"{comparison.metric.name} of {clean(comparison.file)}")
         parts = [f"{verdict}: {join_names(names)}" for verdict, names in by_verdict.items() if names]
@@ -143,7 +142,7 @@ def remarks(audit: Audit) -> list[str]:
              "Differences are model minus base, with 95% intervals over items, paired by item (Student's t for nll, "
              "Tango's score interval for exact).",
              "lost: the interval lies beyond the margin in the bad direction, also after Holm's correction over "
-             f"{len(audit.cells)} cells. kept: the interval ends within the margin or is better. Otherwise "
+             f"{len(audit.comparisons)} comparisons. kept: the interval ends within the margin or is better. Otherwise "
              "inconclusive: more items would decide."]
     lines += [_margin_line(audit, metric) for metric in CAUSAL_LM.metrics]
     if note := _too_few(audit):
@@ -160,7 +159,7 @@ def remarks(audit: Audit) -> list[str]:
 def _margin_line(audit: Audit, metric: Metric) -> str:
     """Describe the margins of a metric."""
     unit = "points" if metric == EXACT else metric.unit
-    by_file = {comparison.file: comparison for comparison in audit.cells if comparison.metric == metric}
+    by_file = {comparison.file: comparison for comparison in audit.comparisons if comparison.metric == metric}
     if not by_file:
         return f"{metric.name}: no file has it."
     margins = [comparison.margin for comparison in by_file.values()]
@@ -174,7 +173,7 @@ def _margin_line(audit: Audit, metric: Metric) -> str:
 
 def _too_few(audit: Audit) -> str:
     """Explain that too few items rule out the verdict `kept` for an unchanged exact match; empty if items suffice."""
-    counts = [comparison.items for comparison in audit.cells
+    counts = [comparison.items for comparison in audit.comparisons
               if comparison.metric == EXACT and unchanged_reach(comparison.items) > comparison.margin]
     if not counts:
         return ""
@@ -185,13 +184,14 @@ def _too_few(audit: Audit) -> str:
 
 def as_json(audit: Audit) -> str:
     """Return all numbers as JSON. Percentages are fractions there."""
-    def to_dicts(cells: Sequence[Comparison]) -> list[dict[str, Any]]:
-        return [asdict(entry) | {"metric": entry.metric.name} for entry in cells]
+    def to_dicts(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+        return [asdict(entry) | {"metric": entry.metric.name} for entry in comparisons]
 
-    dial = [{"scale": point.scale, "within": point.within, "cells": to_dicts(point.cells)} for point in audit.dial]
+    dial = [{"scale": point.scale, "within": point.within, "cells": to_dicts(point.comparisons)}
+            for point in audit.dial]
     return json.dumps({
         "base": audit.base, "files": [asdict(file) for file in audit.files], "models": list(audit.models),
-        "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": to_dicts(audit.cells), "dial": dial,
+        "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": to_dicts(audit.comparisons), "dial": dial,
         "largest_scale": audit.largest_scale if audit.dial else None, "settings": dict(audit.settings),
         "scores": [dict(zip(("model", "file", "path"), entry, strict=True)) for entry in audit.scores],
         "notes": list(audit.notes)}, indent=2) + "\n"
@@ -250,17 +250,19 @@ def draw_dial(audit: Audit) -> Figure:
     scales = [point.scale for point in audit.dial]
     margins = []
     for offset, file in enumerate(audit.files):
-        cells = [_nll(point.cells, file.name) for point in audit.dial]
+        comparisons = [_nll(point.comparisons, file.name) for point in audit.dial]
         shift = 0.004 * (max(scales) - min(scales)) * (offset - (len(audit.files) - 1) / 2)  # intervals do not overlap
         x = [scale + shift for scale in scales]
         color, marker = styles[file.name].color, styles[file.name].marker
-        axes.plot(x, [cell.difference for cell in cells], color=color, marker=marker, label=style.shorten(file.name),
-                  linewidth=2.2 if file.role == "new" else 1.4, linestyle=DIAL_LINES[file.role], markersize=5.5,
-                  markeredgecolor="white", markeredgewidth=0.6, zorder=3)
-        for center, cell in zip(x, cells, strict=True):
-            if cell.low is not None and cell.high is not None:
-                axes.plot([center, center], [cell.low, cell.high], color=color, linewidth=1.1, alpha=0.7, zorder=2.5)
-        margins += [cell.margin for cell in cells if file.role != "new"]
+        axes.plot(x, [comparison.difference for comparison in comparisons], color=color, marker=marker,
+                  label=style.shorten(file.name), linewidth=2.2 if file.role == "new" else 1.4,
+                  linestyle=DIAL_LINES[file.role], markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
+                  zorder=3)
+        for center, comparison in zip(x, comparisons, strict=True):
+            if comparison.low is not None and comparison.high is not None:
+                axes.plot([center, center], [comparison.low, comparison.high], color=color, linewidth=1.1, alpha=0.7,
+                          zorder=2.5)
+        margins += [comparison.margin for comparison in comparisons if file.role != "new"]
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     if margins:
         axes.axhline(min(margins), color=PALE, linewidth=1.0, linestyle=":", zorder=1, label="margin of a loss")
@@ -274,5 +276,5 @@ def draw_dial(audit: Audit) -> Figure:
     return figure
 
 
-def _nll(cells: tuple[Comparison, ...], file: str) -> Comparison:
-    return next(comparison for comparison in cells if comparison.file == file and comparison.metric == NLL)
+def _nll(comparisons: tuple[Comparison, ...], file: str) -> Comparison:
+    return next(comparison for comparison in comparisons if comparison.file == file and comparison.metric == NLL)

@@ -1,8 +1,9 @@
 """The losses of a fine-tuned language model: paired differences to its base, with intervals and verdicts.
 
-A cell is one metric of one file under one model. It is *lost* if the 95% interval of the difference lies beyond the
-margin in the bad direction, and the test of this stays significant after Holm's correction over all cells of the audit.
-It is *kept* if the interval ends within the margin, or on the better side of it. Otherwise it is *inconclusive*.
+A comparison is one metric of one file under one model, compared with the base. It is *lost* if the 95% interval of the
+difference lies beyond the margin in the bad direction, and the test of this stays significant after Holm's correction
+over all comparisons of the audit. It is *kept* if the interval ends within the margin, or on the better side of it.
+Otherwise it is *inconclusive*.
 
 The margin is the smallest change that matters, or three times the noise floor if that is larger. The noise floor is how
 much the base's own value changes with another batch size and precision.
@@ -44,8 +45,8 @@ class FileScores:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One metric of one file under one model, compared with the base."""
+class Comparison:
+    """The values of a metric on a file under one model and under the base."""
 
     model: str
     file: str
@@ -74,9 +75,9 @@ def margin(floor: float, metric: Metric, margins: Mapping[str, float] = MARGINS)
     return max(FLOORS * floor, margins[metric.name])
 
 
-def cell(model: str, file: str, metric: Metric, base: FileScores, scores: FileScores, floor: float,
-         margins: Mapping[str, float] = MARGINS) -> Cell:
-    """Return a cell without its verdict, which depends on all cells (`judge`)."""
+def compare(model: str, file: str, metric: Metric, base: FileScores, scores: FileScores, floor: float,
+            margins: Mapping[str, float] = MARGINS) -> Comparison:
+    """Return a comparison without its verdict, which depends on all comparisons (`judge`)."""
     limit = margin(floor, metric, margins)
     base_values, model_values = base.values(metric), scores.values(metric)
     differences = [b - a for a, b in zip(base_values, model_values, strict=True)]
@@ -90,8 +91,8 @@ def cell(model: str, file: str, metric: Metric, base: FileScores, scores: FileSc
         mean_interval = t_interval(differences)
         interval = mean_interval.low, mean_interval.high
         p = worse_p([metric.worsening(d) for d in differences], limit)
-    return Cell(model, file, metric, len(differences), fmean(base_values), fmean(model_values), fmean(differences),
-                *interval, floor, limit, p)
+    return Comparison(model, file, metric, len(differences), fmean(base_values), fmean(model_values),
+                      fmean(differences), *interval, floor, limit, p)
 
 
 def worse_p(worsenings: Sequence[float], limit: float) -> float:
@@ -107,13 +108,13 @@ def worse_p(worsenings: Sequence[float], limit: float) -> float:
     return min(1.0, 2 * float(stdtr(n - 1, -(mean - limit) * math.sqrt(n) / deviation)))
 
 
-def judge(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells with their verdicts; the p-values are corrected over all of them."""
+def judge(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with their verdicts; the p-values are corrected over all of them."""
     return [replace(comparison, corrected_p=p, verdict=_verdict(comparison, p))
-            for comparison, p in zip(cells, holm([comparison.p for comparison in cells]), strict=True)]
+            for comparison, p in zip(comparisons, holm([comparison.p for comparison in comparisons]), strict=True)]
 
 
-def _verdict(one: Cell, corrected_p: float) -> Verdict:
+def _verdict(one: Comparison, corrected_p: float) -> Verdict:
     if one.low is None or one.high is None:
         return "inconclusive"
     best, worst = sorted((one.metric.worsening(one.low), one.metric.worsening(one.high)))
@@ -143,10 +144,10 @@ class AuditedFile:
 
 @dataclass(frozen=True)
 class DialPoint:
-    """An adapter at one scale: the cells of all files, and whether losses on other files stay within the margins."""
+    """An adapter at one scale: its comparisons, and whether losses on other files stay within the margins."""
 
     scale: float
-    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...]
     within: bool
 
 
@@ -157,16 +158,16 @@ class Audit:
     base: str
     files: tuple[AuditedFile, ...]
     models: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...]
     dial: tuple[DialPoint, ...] = ()  # in the order of scales
     settings: tuple[tuple[str, str], ...] = ()
     scores: tuple[tuple[str, str, str], ...] = ()  # model, file, and where the scores of its items are
     notes: tuple[str, ...] = ()
 
     @property
-    def lost(self) -> list[Cell]:
-        """Return the cells that are lost."""
-        return [comparison for comparison in self.cells if comparison.verdict == "lost"]
+    def lost(self) -> list[Comparison]:
+        """Return the comparisons that are lost."""
+        return [comparison for comparison in self.comparisons if comparison.verdict == "lost"]
 
     @property
     def largest_scale(self) -> float | None:
@@ -179,12 +180,12 @@ class Audit:
         return largest
 
 
-def stays_within(cells: Sequence[Cell]) -> bool:
+def stays_within(comparisons: Sequence[Comparison]) -> bool:
     """Return whether losses stay within the margins: the whole interval of nll, and the mean of exact match.
 
     The interval of exact match is wide if there are few items, even if none changed, so its mean is used.
     """
-    for comparison in cells:
+    for comparison in comparisons:
         if comparison.metric == EXACT:
             if comparison.metric.worsening(comparison.difference) > comparison.margin:
                 return False

@@ -22,7 +22,7 @@ from clbench.models.causal_lm import Base
 from clbench.models.hf_candidates import find_candidates
 from clbench.models.scoring import Scorer
 from clbench.report.audit import headline
-from clbench.results.audit import MARGINS, Audit, DialPoint, FileScores, cell, judge, noise_floor
+from clbench.results.audit import MARGINS, Audit, DialPoint, FileScores, compare, judge, noise_floor
 
 pytestmark = pytest.mark.extra("lm")
 OLD = codes(1)
@@ -473,6 +473,7 @@ def test_few_audits_of_the_same_model_in_other_precision_report_a_loss(folder):
                                         ("without margins", same, dict.fromkeys(MARGINS, 0.0))):
             floors = {metric: noise_floor(scores, floor_scores, metric) if any(margins.values()) else 0.0
                       for metric in CAUSAL_LM.metrics}
-            cells = [cell("m", "f", metric, scores, compared, floors[metric], margins) for metric in CAUSAL_LM.metrics]
-            reported[name] += any(one.verdict == "lost" for one in judge(cells))
+            comparisons = [compare("m", "f", metric, scores, compared, floors[metric], margins)
+                           for metric in CAUSAL_LM.metrics]
+            reported[name] += any(one.verdict == "lost" for one in judge(comparisons))
     assert reported["unchanged"] <= 10 and reported["changed"] >= 190 and reported["without margins"] > 10, reported

@@ -10,7 +10,7 @@ from clbench.core.objective import CAUSAL_LM, EXACT, NLL
 from clbench.results.audit import (
     MARGINS,
     FileScores,
-    cell,
+    compare,
     judge,
     margin,
     noise_floor,
@@ -70,7 +70,7 @@ def test_the_floor_is_what_the_mean_changes_and_the_margin_is_three_of_them():
 def judged(differences, floor=0.0, metric=NLL):
     base = FileScores(tuple(1.0 for _ in differences))
     scores = FileScores(tuple(1.0 + d for d in differences))
-    return judge([cell("m", "f", metric, base, scores, floor)])[0]
+    return judge([compare("m", "f", metric, base, scores, floor)])[0]
 
 
 @pytest.mark.parametrize(("differences", "verdict"), [
@@ -85,9 +85,9 @@ def test_exact_is_lost_if_fewer_items_match():
     base = FileScores((0.0,) * 30, (True,) * 30)
     for lost, verdict in ((20, "lost"), (0, "inconclusive"), (1, "inconclusive")):
         scores = FileScores((0.0,) * 30, (False,) * lost + (True,) * (30 - lost))
-        one, = judge([cell("m", "f", EXACT, base, scores, 0.0)])
+        one, = judge([compare("m", "f", EXACT, base, scores, 0.0)])
         assert (one.verdict, one.difference) == (verdict, pytest.approx(-lost / 30))
-    gained = cell("m", "f", EXACT, FileScores((0.0,) * 30, (False,) * 30), base, 0.0)
+    gained = compare("m", "f", EXACT, FileScores((0.0,) * 30, (False,) * 30), base, 0.0)
     assert judge([gained])[0].verdict == "kept"
 
 
@@ -96,8 +96,8 @@ def test_a_loss_that_holm_does_not_leave_significant_is_inconclusive():
     alone = judged(weak)
     assert alone.verdict == "lost"
     base, other = FileScores((1.0,) * 6), FileScores((1.0, 1.1, 0.9, 1.0, 1.2, 0.8))
-    cells = [cell("m", str(i), NLL, base, other, 0.0) for i in range(9)]
-    together = judge([cell("m", "f", NLL, base, FileScores(tuple(1.0 + d for d in weak)), 0.0), *cells])
+    cells = [compare("m", str(i), NLL, base, other, 0.0) for i in range(9)]
+    together = judge([compare("m", "f", NLL, base, FileScores(tuple(1.0 + d for d in weak)), 0.0), *cells])
     assert together[0].low > 0.05
     assert together[0].corrected_p == pytest.approx(10 * alone.p)
     assert together[0].verdict == "inconclusive"
@@ -109,7 +109,7 @@ def test_losses_stay_within_if_intervals_of_nll_and_means_of_exact_do():
     wrong = FileScores((1.01,) * 20, (False,) + (True,) * 19)
     worse = FileScores((1.2,) * 20, (True,) * 20)
     for scores, within in ((small, True), (wrong, False), (worse, False)):
-        assert stays_within(judge([cell("m", "f", metric, base, scores, 0.0) for metric in (NLL, EXACT)])) == within
+        assert stays_within(judge([compare("m", "f", metric, base, scores, 0.0) for metric in (NLL, EXACT)])) == within
 
 
 def test_few_audits_of_an_unchanged_model_report_a_loss():
@@ -130,7 +130,7 @@ def test_few_audits_of_an_unchanged_model_report_a_loss():
                 passes.append(FileScores(tuple(nll + noise), tuple(right ^ flips)))
             for metric in CAUSAL_LM.metrics:
                 floor = noise_floor(passes[0], passes[1], metric)
-                cells.append(cell("m", name, metric, passes[0], passes[2], floor))
+                cells.append(compare("m", name, metric, passes[0], passes[2], floor))
         reported += any(one.verdict == "lost" for one in judge(cells))
     assert reported <= 10
 
@@ -152,7 +152,7 @@ def reported_losses(shift, lost=0.0, margins=None, audits=200):
         flips = draws.random(300) < np.where(right, 0.04 + lost, 0.04 - lost)
         base, scores = (FileScores(tuple(a), tuple(b)) for a, b in ((nll, right), (after, right ^ flips)))
         metric = EXACT if lost else NLL
-        reported += judge([cell("m", "f", metric, base, scores, 0.0, margins or MARGINS)])[0].verdict == "lost"
+        reported += judge([compare("m", "f", metric, base, scores, 0.0, margins or MARGINS)])[0].verdict == "lost"
     return reported
 
 
