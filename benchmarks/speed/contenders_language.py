@@ -72,7 +72,7 @@ def order(request: Request, samples: int) -> list[int]:
     """Return the items in the order in which clbench draws them."""
     sampler = BatchSampler(samples, request["batch_size"], 0, 0)
     steps = request["epochs"] * -(-samples // request["batch_size"])
-    return torch.cat([sampler.following(torch.device("cpu")) for _ in range(steps)]).tolist()
+    return torch.cat([sampler.next_indices(torch.device("cpu")) for _ in range(steps)]).tolist()
 
 
 def counted(request: Request) -> tuple[int, int]:

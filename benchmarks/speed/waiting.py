@@ -50,7 +50,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     losses: list[torch.Tensor] = []
 
     def step() -> None:
-        batches = [order.batch(part) if given.prepared else order.ready(strategy, part)
+        batches = [order.next_batch(part) if given.prepared else order.next_prepared(strategy, part)
                    for strategy, order, part in zip(strategies, orders, given.samples, strict=True)]
         losses.append(take_step(train_step, batches))
 

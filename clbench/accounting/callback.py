@@ -105,7 +105,7 @@ class FlopsCallback(Callback):
         """Add the FLOPs of predicting a sample to the costs; if the task ID is given, the mean over tasks."""
         for replica in training.replicas:
             strategy = replica.strategy
-            with precision.forward(training.recipe, strategy.class_mask.device, strategy):
+            with precision.autocast_context(training.recipe, strategy.class_mask.device, strategy):
                 flops = [evaluation_flops(strategy, replica.stream, given_task)
                          for given_task in given_tasks(strategy.stream_info.scenario, task + 1)]
             replica.costs.inference_flops.append(round(mean(flops)))

@@ -65,7 +65,7 @@ class DryRun(TrainingLoop):
         self.trainable: list[tuple[int, int]] = []  # parameters and bytes, of each task
         self.uncounted = ""  # why the FLOPs of training cannot be counted
 
-    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
+    def take_task_steps(self, tasks: Sequence[Task]) -> list[TaskResult]:
         """Run the phases of a task.
 
         Raises:
@@ -78,9 +78,9 @@ class DryRun(TrainingLoop):
         self.trainable.append((0, 0))
         if self.counted and not strategy.stream_info.boundaries and not shares_of(strategy, task):
             sampler = StreamSampler([task.train], self.recipe.batch_size, 0)
-            for _ in range(sampler.until(1)):
-                sampler.observed(strategy, partial(self.callbacks.around_prepare, self.replicas[0]))
-        return super().fit(tasks)
+            for _ in range(sampler.steps_through(1)):
+                sampler.observe_next_batch(strategy, partial(self.callbacks.around_prepare, self.replicas[0]))
+        return super().take_task_steps(tasks)
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
@@ -97,7 +97,8 @@ class DryRun(TrainingLoop):
         sampler = samplers[0]
         one_pass = math.ceil(len(samples[0]) / self.recipe.batch_size) * sampler.repeats
         for _ in range(min(one_pass, phase.steps) if self.uncounted else one_pass):
-            batch = sampler.observed(self.strategy) if isinstance(sampler, StreamSampler) else sampler.batch(samples[0])
+            batch = (sampler.observe_next_batch(self.strategy) if isinstance(sampler, StreamSampler)
+                     else sampler.next_batch(samples[0]))
             self.strategy.prepare_batch(batch)
         losses += [torch.zeros(1)] * phase.steps
 

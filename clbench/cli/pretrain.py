@@ -66,11 +66,11 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     joint_stream = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=samples,
                                                   class_names=()),))
     loop = TrainingLoop([Replica(strategy, joint_stream, trial.seed)], trial.recipe, cache_bytes=settings.cache_bytes)
-    with precision.products(trial.recipe):
+    with precision.allow_tf32(trial.recipe):
         trained, = loop.train_task(0)
         if trained.diverged is not None:
             raise ClbenchError(f"{trained.diverged}; choose a smaller learning rate")
-        with precision.forward(trial.recipe, strategy.class_mask.device, strategy):
+        with precision.autocast_context(trial.recipe, strategy.class_mask.device, strategy):
             row = evaluate(strategy, stream, scenario, len(tasks))
     sizes = [len(task.test) for task in tasks]
     accuracy = sum(a * n for a, n in zip(row.accuracy, sizes, strict=True)) / sum(sizes)

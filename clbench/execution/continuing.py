@@ -127,7 +127,7 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     callbacks = [FlopsCallback(), evaluation, SaveCallback(target.artifacts, True, origin, runner.registry)]
     new_recipe = longer_trial.trained_by
     try:
-        with precision.products(new_recipe):
+        with precision.allow_tf32(new_recipe):
             evaluation.add_row(replica, new_recipe, learned)
             loop = TrainingLoop([replica], new_recipe, callbacks, cache_bytes=settings.cache_bytes)
             if new_recipe.optimizer_state == "keep":

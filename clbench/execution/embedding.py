@@ -262,8 +262,8 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
         DataError: features are not finite.
     """
     recipe, network = job.trial.recipe, job.network
-    forward = precision.forward(recipe, job.device, network)
-    with precision.products(recipe):
+    forward = precision.autocast_context(recipe, job.device, network)
+    with precision.allow_tf32(recipe):
         for index, samples in enumerate(job.samples(part)):
             begin = min(skip, len(samples))
             skip -= begin

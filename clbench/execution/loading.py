@@ -146,7 +146,7 @@ class SavedModel(nn.Module):
         dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
         raw = raw_samples(images, self.record, self.sample_shape, dtype, self.registry)
         recipe, device, parts = self.record.trial.trained_by, self.offered.device, []
-        with precision.products(recipe), precision.forward(recipe, device, self.strategy):
+        with precision.allow_tf32(recipe), precision.autocast_context(recipe, device, self.strategy):
             for part in torch.split(raw, batch or self.outline.batch):
                 x = self.prepare(part.to(device))
                 parts.append(self.answer(tokens.shortened([x])[0] if tokens.is_text(x) else x, task))
@@ -166,7 +166,7 @@ class SavedModel(nn.Module):
         settings = ExecutionSettings.model_validate({"data": data_dir})
         runner = TrialRunner(settings, "cpu", "", self.registry)
         stream = learned_stream(self.record, runner).to(device)
-        with precision.products(recipe), precision.forward(recipe, device, self.strategy):
+        with precision.allow_tf32(recipe), precision.autocast_context(recipe, device, self.strategy):
             row = evaluate(self.strategy, stream, self.record.trial.scenario, len(stream.tasks))
         return row.scores[self.strategy.objective.info.primary]
 

@@ -176,7 +176,7 @@ class TrialRunner:
         for replica in replicas:
             on_progress(replica.progress)
         trial = replicas[0].trial
-        with precision.products(trial.trained_by):
+        with precision.allow_tf32(trial.trained_by):
             compiler = Compiler(self.device) if self.settings.compile else None
             run_replicas(replicas, self._callbacks(replicas[0], on_progress, checkpoints, origin), compiler,
                          self.settings.cache_bytes, self.settings.verify_caches)

@@ -60,11 +60,11 @@ class Strategy(OldNames, nn.Module):
     # An option that reduces storage, as users write it: `projections=N`. Empty if there is none.
     keeps_less: ClassVar[str] = ""
     # Whether `loss` and `predict` use their inputs only as arguments of the model (`model(x)`, `model.features(x)`) and
-    # of `frozen_outputs`. clbench then computes the model's frozen first blocks once.
+    # of `frozen_outputs`. The model's frozen first blocks are then computed once. It may be a property.
     inputs_only_through_model: bool = True
-    # Whether the predictions for a task never change after the task is learned (`clbench.strategy.per_task`).
-    # Predictions for test samples are then computed once. This attribute and the previous one may be properties. A
-    # subclass that overrides `loss`, `predict`, `forward` or `forward_task` must set both again, else they are false.
+    # Whether the predictions for a task never change after it is learned (`clbench.strategy.per_task`). Those for test
+    # samples are then computed once. A subclass that overrides `loss`, `predict`, `forward` or `forward_task` must set
+    # this attribute and the previous one again, else they are false.
     parts_final: bool = False
     # Whether the loss of a batch is the mean of its samples' losses, plus terms that depend on no sample, so that a
     # batch can be divided (`recipe.accumulate`). A subclass that overrides `loss` must set it again.

@@ -31,7 +31,8 @@ class QuadraticPenalty(Strategy, ABC):
                                           ("offset", "importance"))
     inputs_only_through_model = loss_is_mean = True
     offset: Tensor
-    hold, hold_too = Renamed("anchor_here"), Renamed("add_anchor")  # until 0.3
+    hold, hold_too = Renamed("anchor_here"), Renamed("add_anchor")  # old names, until 0.3
+    quadratic = Renamed("importance_and_anchor")
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with F = 0, so that there is no penalty."""
@@ -57,10 +58,10 @@ class QuadraticPenalty(Strategy, ABC):
         def importances_and_shifts() -> Iterator[tuple[Tensor, Tensor]]:
             for name, parameter in self.named_parameters():
                 if self.covers(name):
-                    importance, anchor = self.quadratic(name)
+                    importance, anchor = self.importance_and_anchor(name)
                     yield importance, parameter - anchor
 
-        return quadratic(self.weight, self.offset, importances_and_shifts())
+        return quadratic_penalty(self.weight, self.offset, importances_and_shifts())
 
     def no_importance(self, parameter: Tensor) -> Tensor:
         """Return F = 0 for a parameter, in a shape that broadcasts to the parameter's shape. Default: this shape."""
@@ -70,7 +71,7 @@ class QuadraticPenalty(Strategy, ABC):
         """Return whether a parameter has buffers for F and m, because it is or was trainable."""
         return f"importance__{slot(name)}" in self._buffers
 
-    def quadratic(self, name: str) -> tuple[Tensor, Tensor]:
+    def importance_and_anchor(self, name: str) -> tuple[Tensor, Tensor]:
         """Return F and m of a parameter that has these buffers (`covers`)."""
         return self.get_buffer(f"importance__{slot(name)}"), self.get_buffer(f"anchor__{slot(name)}")
 
@@ -79,7 +80,7 @@ class QuadraticPenalty(Strategy, ABC):
         """Anchor parameters at their current values: F <- decay F + new, m <- theta; `new` by parameter name."""
         for name, parameter in self.named_parameters():
             if name in new:
-                importance, anchor = self.quadratic(name)
+                importance, anchor = self.importance_and_anchor(name)
                 importance.mul_(decay).add_(new[name])
                 anchor.copy_(parameter)
 
@@ -94,7 +95,7 @@ class QuadraticPenalty(Strategy, ABC):
         """
         for name, parameter in self.named_parameters():
             if name in new:
-                importance, anchor = self.quadratic(name)
+                importance, anchor = self.importance_and_anchor(name)
                 total = importance + new[name]
                 share = torch.where(total > 0, new[name] / total, 1.0)  # if F = 0 and new = 0, the anchor has no effect
                 shift = parameter - anchor
@@ -110,12 +111,12 @@ class QuadraticPenalty(Strategy, ABC):
             if not self.covers(name):
                 self.register_buffer(f"importance__{slot(name)}", self.no_importance(parameter))
                 self.register_buffer(f"anchor__{slot(name)}", parameter.detach().clone())
-            elif (shape := self.quadratic(name)[1].shape) != parameter.shape:
+            elif (shape := self.importance_and_anchor(name)[1].shape) != parameter.shape:
                 raise PluginError(f"{type(self).__name__}: {name!r} changed its shape from {tuple(shape)} to "
                                   f"{tuple(parameter.shape)}; let a model grow by new parameters, not larger ones")
 
 
-def quadratic(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def quadratic_penalty(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return weight/2 (sum F d^2 + offset), a scalar.
 
     F d is computed once and used for the value and for the gradient. Therefore, only first derivatives are correct.
@@ -129,6 +130,7 @@ def quadratic(weight: float, offset: Tensor, shifts: Iterable[tuple[Tensor, Tens
     for importance, raw_shift in shifts:
         shift = raw_shift.to(importance.dtype)  # with autocast, the difference may have a lower precision
         total = total + torch.dot((importance * shift).detach().flatten(), shift.flatten())
+    # F d is a constant, so `total` has the gradient of half the sum already. Only its value has to be halved.
     return weight * (total - 0.5 * total.detach())
 
 

@@ -166,8 +166,8 @@ def check_given_generator(make: Make) -> None:
     b.learn(0)
     index = 1
     task = b.replica.begin(index)
-    with b.replica.training(index):
-        TrainingLoop([b.replica], RECIPE).fit([task])
+    with b.replica.seed_training(index):
+        TrainingLoop([b.replica], RECIPE).take_task_steps([task])
     calls: dict[str, Callable[[], object]] = {"prepare_batch": lambda: b.strategy.prepare_batch(b.batch(index)),
                                               "after_task": lambda: b.strategy.after_task(task)}
     for name in ["after_task"] if b.strategy.owns_loop else calls:

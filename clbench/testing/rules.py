@@ -66,8 +66,8 @@ def check_budget(make: Make) -> None:
         counts.clear()
         hook = register_optimizer_step_post_hook(lambda optimizer, *_: counts.update([id(optimizer)]))
         try:
-            with b.replica.training(index):
-                result, = loop.fit([task])
+            with b.replica.seed_training(index):
+                result, = loop.take_task_steps([task])
         finally:
             hook.remove()
         b.replica.finish(task)

@@ -76,7 +76,7 @@ class PhaseInputs:
         raw: the same samples as the stream stores them.
         start: the block of the network whose inputs `samples` are; 0 without cached blocks.
         prepared: whether `samples` are inputs of the network or of block `start`; else they are raw.
-        autocast: the context of the loss (`precision.forward`), in which cached outputs were computed.
+        autocast: the context of the loss (`precision.autocast_context`), in which cached outputs were computed.
     """
 
     samples: list[Samples]
@@ -159,7 +159,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         task: the index of the task that is trained.
         draws: number of samples that the phase draws.
         batch: number of new samples in a step.
-        autocast: the context of the loss (`precision.forward`).
+        autocast: the context of the loss (`precision.autocast_context`).
         limit: most bytes to store, all members together; by default `BYTES`.
         around: one context for each member, in which its frozen outputs are computed.
 

@@ -40,9 +40,10 @@ from clbench.training.budget import phases_of, steps_of, steps_per_epoch
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
-from clbench.training.members import Unstackable, separate_draws, shared_phases, stackable
+from clbench.training.members import Unstackable, require_same_phases, require_stackable, separate_draws
 from clbench.training.optimizers import make_schedule
-from clbench.training.replica import Replica, TaskResult, begin_phase, divergence, fit_by_itself, last_tenths, on_host
+from clbench.training.own_loop import run_own_loop
+from clbench.training.replica import Replica, TaskResult, begin_phase, on_host
 from clbench.training.sampling import BatchSampler, division_notes, item_lengths
 from clbench.training.steps import TrainStep, keep_members, make_train_step, take_step
 
@@ -100,9 +101,9 @@ class TrainingLoop:
         for replica in self.replicas:
             with self.callbacks.around_prepare(replica):
                 tasks.append(replica.begin(index))
-        with self.replicas[0].training(index):
+        with self.replicas[0].seed_training(index):
             steps_began = Clock.now()
-            results = self.fit(tasks)
+            results = self.take_task_steps(tasks)
             synchronize(device)
             steps_ended = Clock.now()
         for replica, task, result in zip(self.replicas, tasks, results, strict=True):
@@ -119,45 +120,48 @@ class TrainingLoop:
         count = len(self.replicas)
         training, total = steps_ended.since(steps_began).share(count), ended.since(began).share(count)
         for replica, result in zip(self.replicas, results, strict=True):
-            replica.add_result(result, training, total.since(training))
+            replica.add_result(index, result, training, total.since(training))
         self.callbacks.on_trained(self, results)
         self.drop_failed()
         return results
 
-    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
-        """Take all steps of a task, with one `Task` for each replica; take none if the strategy has no phases.
+    def take_task_steps(self, tasks: Sequence[Task]) -> list[TaskResult]:
+        """Train on a task, with one `Task` for each replica.
+
+        A strategy with its own training loop trains by it. No step is taken if the strategy has no phases.
 
         Raises:
             Unstackable: replicas have different numbers of samples, or their random draws would depend on each other.
             SpecError: there are fewer steps than phases.
         """
         strategy, index = self.replicas[0].strategy, tasks[0].index
-        if strategy.owns_loop or not shared_phases([replica.strategy for replica in self.replicas], tasks):
+        if strategy.owns_loop:
             self.callbacks.on_step(self, index, 0, 0)
-            if not strategy.owns_loop:
-                return [TaskResult(steps=0) for _ in tasks]
             around = self.callbacks.around_prepare(self.replicas[0])
-            return [fit_by_itself(self.replicas[0], tasks[0], self.recipe, around)]
+            return [run_own_loop(self.replicas[0], tasks[0], self.recipe, around)]
+        if not require_same_phases([replica.strategy for replica in self.replicas], tasks):
+            self.callbacks.on_step(self, index, 0, 0)
+            return [TaskResult(steps=0) for _ in tasks]
         self._add_notes(division_notes(strategy, self.recipe))
-        of_each = separate_draws([replica.seed for replica in self.replicas], index, strategy.class_mask.device)
-        each = [*zip(self.replicas, tasks, of_each, strict=True)]
+        draw_contexts = separate_draws([replica.seed for replica in self.replicas], index, strategy.class_mask.device)
+        members = [*zip(self.replicas, tasks, draw_contexts, strict=True)]
         task_samples = []
-        for replica, task, draws in each:
+        for replica, task, draws in members:
             with draws, self.callbacks.around_prepare(replica):
                 task_samples.append(replica.strategy.training_samples(task))
-        task_samplers = self._samplers(stackable(task_samples), tasks)
+        task_samplers = self._samplers(require_stackable(task_samples), tasks)
         steps = steps_of(self.recipe, len(task_samples[0]))
         phases = phases_of(strategy, tasks[0], self.recipe, steps)
         trainable, losses = [0] * len(tasks), list[Tensor]()
         for phase in phases:
-            of_phase: list[Samples | None] = []
-            for replica, task, draws in each:
+            own_samples: list[Samples | None] = []
+            for replica, task, draws in members:
                 with draws, self.callbacks.around_prepare(replica):
                     begin_phase(replica.strategy, task, phase)
-                    of_phase.append(replica.strategy.phase_samples(task, phase))
+                    own_samples.append(replica.strategy.phase_samples(task, phase))
             samples, samplers = task_samples, task_samplers
-            if (phase_samples := [part for part in of_phase if part is not None]):  # all replicas have them, or none
-                samples = stackable(phase_samples)
+            if (phase_samples := [part for part in own_samples if part is not None]):  # all replicas have them, or none
+                samples = require_stackable(phase_samples)
                 samplers = self._samplers(samples, tasks, phase)
                 for sampler in task_samplers:
                     sampler.can_be_first = False
@@ -165,7 +169,7 @@ class TrainingLoop:
             trainable = [*map(max, trainable, (replica.strategy.trainable() for replica in self.replicas))]
             if len(phases) > 1 and not bool(torch.isfinite(on_host(losses[-1])).any()):
                 break  # the next phase would begin with weights that are not finite
-        return [TaskResult(len(losses), number, divergence(column, index), last_tenths(column, phases[-1].steps))
+        return [TaskResult.of(column, index, number, phases[-1].steps)
                 for number, column in zip(trainable, on_host(torch.stack(losses)).unbind(1), strict=True)]
 
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
@@ -177,8 +181,8 @@ class TrainingLoop:
         self.callbacks.on_phase(self, inputs)
         schedule = make_schedule(self.recipe, self.train_step.optimizer, phase.steps,
                                  steps_per_epoch(self.recipe, len(samples[0])))
-        indices = [partial(sampler.following, torch.device("cpu")) for sampler in samplers]
-        requests = [sampler.requests(strategy, phase.steps)
+        indices = [partial(sampler.next_indices, torch.device("cpu")) for sampler in samplers]
+        requests = [sampler.peek_requests(strategy, phase.steps)
                     for sampler, strategy in zip(samplers, strategies, strict=True)]
         with (cache.start_at(strategies, inputs.start),
               prefetch(inputs.samples, indices, phase.steps) as drawn, decode_ahead(drawn, requests) as decoded):
@@ -193,7 +197,8 @@ class TrainingLoop:
                     steps_before: int = 0) -> None:
         """Take `count` steps and append the losses [S] of each; stop if all replicas have diverged.
 
-        `steps_before` is the number of steps before this task in the same schedule: 0 unless boundaries are hidden.
+        `steps_before` is the number of steps before this task if boundaries are hidden, else 0. With it, divergence is
+        checked at the same steps of the stream, wherever its tasks end.
         """
         assert self.train_step is not None
         for _ in range(count):
@@ -208,8 +213,8 @@ class TrainingLoop:
 
     def _draw(self, inputs: PhaseInputs, samplers: Sequence[BatchSampler]) -> list[Batch]:
         """Return the next batch of each replica as the loss gets it."""
-        batches = [sampler.batch(part) if inputs.prepared else
-                   sampler.ready(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
+        batches = [sampler.next_batch(part) if inputs.prepared else
+                   sampler.next_prepared(replica.strategy, part, partial(self.callbacks.around_prepare, replica))
                    for replica, sampler, part in zip(self.replicas, samplers, inputs.samples, strict=True)]
         return self.replicas[0].strategy.collate(batches)
 
@@ -217,7 +222,7 @@ class TrainingLoop:
         """Return the inputs of a phase, prepared or cached if that saves work; it has `draws` draws of samples."""
         if self.augment:
             return PhaseInputs(samples, samples)
-        autocast = precision.forward(self.recipe, self.replicas[0].strategy.class_mask.device)
+        autocast = precision.autocast_context(self.recipe, self.replicas[0].strategy.class_mask.device)
         around = [self.callbacks.around_prepare(replica) for replica in self.replicas]
         return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, draws,
                                   self.recipe.batch_size, autocast, self.cache_bytes, around)
@@ -236,7 +241,7 @@ class TrainingLoop:
                 replica.add_note(note)
 
     def drop_failed(self) -> None:
-        """Keep only the replicas that have not failed; a loss, an output or a score of the others is not finite."""
+        """Drop the replicas that have failed. A replica fails if a loss, an output or a score is not finite."""
         positions = [position for position, replica in enumerate(self.replicas) if replica.failure is None]
         if len(positions) == len(self.replicas):
             return

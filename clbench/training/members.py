@@ -25,7 +25,7 @@ class Unstackable(ValueError):
     """Raised if trials cannot train as a stack; the message has the reason, and each trial then trains alone."""
 
 
-def stackable(samples: list[Samples]) -> list[Samples]:
+def require_stackable(samples: list[Samples]) -> list[Samples]:
     """Return the samples of each replica, after checking that the replicas can train as a stack.
 
     Raises:
@@ -60,7 +60,7 @@ def require_same_structure(strategies: Sequence[Strategy]) -> None:
             raise Unstackable(f"only some of the trials have or train {different[0]}")
 
 
-def shared_phases(strategies: Sequence[Strategy], tasks: Sequence[Task]) -> list[float]:
+def require_same_phases(strategies: Sequence[Strategy], tasks: Sequence[Task]) -> list[float]:
     """Return the relative lengths of the phases of a task, after checking that all replicas have the same.
 
     Raises:

@@ -169,7 +169,7 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:SHOWN]}{'...' if len(text) > SHOWN else ''}"
 
 
-def forward(recipe: Recipe, device: torch.device, module: nn.Module | None = None,
+def autocast_context(recipe: Recipe, device: torch.device, module: nn.Module | None = None,
             stacked: bool = False) -> AbstractContextManager[object]:
     """Return the context for losses in training and for predictions; it may be entered many times.
 
@@ -268,7 +268,7 @@ class Rounded(NamedTuple):
 
 
 @contextmanager
-def products(recipe: Recipe) -> Iterator[None]:
+def allow_tf32(recipe: Recipe) -> Iterator[None]:
     """Let CUDA's matrix products and convolutions inside the block use TensorFloat-32 if the recipe says so."""
     old_settings = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if recipe.precision == "tf32" else "highest")

@@ -6,16 +6,14 @@ import datetime
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from clbench.core import seeds
-from clbench.core.errors import DivergedError, PluginError, SpecError
+from clbench.core.errors import DivergedError, PluginError
 from clbench.core.scenario import scenario_rules
 from clbench.core.torch_private import storage_id
-from clbench.data.photo_samples import crops_originals
 from clbench.data.samples import UNSEEN, WriteCounts
 from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
@@ -25,12 +23,9 @@ from clbench.results.item_scores import ItemScores
 from clbench.results.items import ItemResults
 from clbench.results.records import Answer, Costs, ErrorCounts, Failure, Probe, Timings
 from clbench.strategy.base import Strategy, Task
-from clbench.strategy.granted import Budget, PhaseSpec
-from clbench.training import precision
-from clbench.training.budget import phases_of, shares_of, steps_of, steps_per_epoch, whole_phase
+from clbench.strategy.granted import PhaseSpec
+from clbench.training.budget import phases_of, shares_of, steps_of, whole_phase
 from clbench.training.costs import Clock, Footprint
-from clbench.training.optimizers import make_optimizer, make_schedule, require_head_rate
-from clbench.training.sampling import BatchSampler
 
 
 @dataclass
@@ -41,6 +36,11 @@ class TaskResult:
     trainable: int = 0  # numbers that the strategy trains, in the phase with the most
     diverged: DivergedError | None = None
     last_losses: tuple[float, ...] = ()  # mean losses of the last two tenths of the steps, see `last_tenths`
+
+    @classmethod
+    def of(cls, losses: Tensor, task: int, trainable: int, last_phase: int) -> TaskResult:
+        """Return the result for the losses of a task [steps], whose last phase has `last_phase` steps."""
+        return cls(len(losses), trainable, divergence(losses, task), last_tenths(losses, last_phase))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -83,7 +83,7 @@ class Replica(TrialResults):
     item_scores: ItemScores | None = None  # scores of single test items in the last row, if there are no classes
     failure: Failure | None = None
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)  # loaded from a checkpoint
-    writes: WriteCounts | None = None  # to the training samples of the current task, before it
+    writes: WriteCounts | None = None  # of the current task's training samples, as the task began
 
     @classmethod
     def of(cls, planned: PlannedTrial, strategy: Strategy, stream: Stream, notes: Sequence[str] = ()) -> Replica:
@@ -107,15 +107,15 @@ class Replica(TrialResults):
         score = sum(self.R[-1][:self.learned]) / self.learned if self.learned else None
         return Progress(self.trial.key, self.learned, len(self.stream.tasks), score)
 
-    def add_result(self, result: TaskResult, training: Clock, other: Clock) -> None:
-        """Add the result of a task, and the time of its steps (`training`), and of all else in it (`other`).
+    def add_result(self, task: int, result: TaskResult, training: Clock, other: Clock) -> None:
+        """Add the result of a task, the time of its steps (`training`), and the time of all else in it (`other`).
 
         Raises:
             PluginError: the strategy or its model changed training samples in place.
         """
         if self.writes and self.writes.differ:
             raise PluginError(f"{type(self.strategy).__name__} or its model changed training samples of task "
-                              f"{self.learned + 1} in place, but all trials share them; change a copy, as in "
+                              f"{task + 1} in place, but all trials share them; change a copy, as in "
                               "y = task.train.y - 2 instead of task.train.y -= 2")
         self.costs.trainable.append(result.trainable)
         self.costs.steps.append(result.steps)
@@ -165,7 +165,7 @@ class Replica(TrialResults):
             self.strategy.before_task(task)
         return task
 
-    def training(self, index: int) -> AbstractContextManager[None]:
+    def seed_training(self, index: int) -> AbstractContextManager[None]:
         """Return a context that seeds the global generators for training on a task."""
         return seeds.scope(self.seed, "training", index)
 
@@ -183,7 +183,7 @@ class Replica(TrialResults):
         """
         for index in range(1 if self.stream.hidden else learned):
             task = self.begin(index)
-            with self.training(index):
+            with self.seed_training(index):
                 if self.strategy.owns_loop or not shares_of(self.strategy, task):
                     continue
                 if self.stream.hidden:
@@ -192,37 +192,6 @@ class Replica(TrialResults):
                 steps = steps_of(recipe, len(self.strategy.training_samples(task)))
                 for phase in phases_of(self.strategy, task, recipe, steps):
                     self.strategy.before_phase(task, phase)
-
-
-def fit_by_itself(replica: Replica, task: Task, recipe: Recipe, around: AbstractContextManager[object]) -> TaskResult:
-    """Train a strategy on a task with its own training loop, in the context `around`.
-
-    Raises:
-        SpecError: the recipe or the augmentation needs something that only clbench's loop can do.
-        PluginError: `fit` returned no tensor.
-    """
-    strategy, augment = replica.strategy, replica.stream.augment
-    if recipe.head_lr is not None:
-        require_head_rate(strategy)
-    for name in ("repeats", "accumulate", "head_decay", "group_by_length"):
-        if getattr(recipe, name) not in (None, 1, "all", False):
-            raise SpecError(f"{type(strategy).__name__} trains by a loop of its own: {name} does not go with it")
-    if crops_originals(augment, task.train):
-        raise SpecError(f"{type(strategy).__name__} trains by a loop of its own, which cannot cut crops out of the "
-                        "photos' files (read = files); choose read=memory or another augmentation")
-    sampler = BatchSampler(len(task.train), recipe.batch_size, replica.seed, task.index, augment)
-    strategy.train()
-    budget = Budget(
-        recipe, steps_of(recipe, len(task.train)), partial(sampler.following, torch.device("cpu")),
-        partial(make_optimizer, recipe), partial(make_schedule, recipe, epoch=steps_per_epoch(recipe, len(task.train))),
-        sampler.augmented if augment else None, precision.forward(recipe, strategy.class_mask.device, strategy))
-    with around:
-        returned: object = strategy.fit(task, budget)
-    if not isinstance(returned, Tensor):
-        raise PluginError(f"`fit` of {type(strategy).__name__} must return a tensor, not {type(returned).__name__}")
-    losses = on_host(returned)
-    return TaskResult(len(losses), strategy.trainable(), divergence(losses, task.index),
-                      last_tenths(losses, len(losses)))
 
 
 def begin_phase(strategy: Strategy, task: Task, phase: PhaseSpec) -> None:

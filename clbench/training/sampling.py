@@ -23,6 +23,7 @@ from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, declares, overrides
+from clbench.training.members import Unstackable
 
 Around = Callable[[Batch | None], AbstractContextManager[object]]
 
@@ -98,7 +99,7 @@ class BatchSampler:
         self.is_repeated = False  # whether the latest batch repeats the batch before it
         self.left: list[Tensor] = []
 
-    def following(self, device: torch.device) -> Tensor:
+    def next_indices(self, device: torch.device) -> Tensor:
         """Return the indices of the next batch, int64 [N]; if a new pass begins, its indices are put on `device`."""
         if not self.left:
             order = torch.randperm(self.samples, generator=self.generator)
@@ -110,9 +111,9 @@ class BatchSampler:
         self.is_repeated = len(self.left) % self.repeats != 0
         return self.left.pop()
 
-    def batch(self, samples: Samples) -> Batch:
+    def next_batch(self, samples: Samples) -> Batch:
         """Return the next batch of samples, which may be raw or prepared."""
-        return self._batch(samples.take(self.following(samples.index_device)))
+        return self._batch(samples.take(self.next_indices(samples.index_device)))
 
     def _batch(self, part: Samples) -> Batch:
         first_pass = self.can_be_first and self.passes == 1 and not self.is_repeated
@@ -123,35 +124,35 @@ class BatchSampler:
         assert self.augment is not None
         return self.augment(x, self.augment.draw(len(x), self.draws[replayed]))
 
-    def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
+    def next_prepared(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
         """Return the next batch of raw samples as the loss gets it: with replay samples, augmented and prepared.
 
         `around` takes the batch and returns the context in which the strategy's `prepare_batch` runs.
         """
         if isinstance(samples, PhotoSamples) and crops_originals(self.augment, samples):
-            part, crops = samples.take_crops(self.request(strategy))
-            return self._ready(strategy, self._batch(part), around, crops)
-        return self._ready(strategy, self.batch(samples), around)
+            part, crops = samples.take_crops(self.next_request(strategy))
+            return self._prepare(strategy, self._batch(part), around, crops)
+        return self._prepare(strategy, self.next_batch(samples), around)
 
-    def request(self, strategy: Strategy) -> Request:
+    def next_request(self, strategy: Strategy) -> Request:
         """Return the request to decode the next batch of photos from their files, with random draws for its crops.
 
         Whole photos are also decoded if the strategy may store them, that is, if it overrides `prepare_batch`.
         """
-        index = self.following(torch.device("cpu"))
+        index = self.next_indices(torch.device("cpu"))
         if not isinstance(self.augment, RandomResizedCrop):
             return Request(index)
         return Request(index, self.augment, self.augment.draw(len(index), self.draws[0]),
                        overrides(strategy, "prepare_batch"))
 
-    def requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
+    def peek_requests(self, strategy: Strategy, steps: int) -> Iterator[Request]:
         """Return the requests of the next batches; the generators of the sampler do not advance."""
         sampler = copy.copy(self)
         sampler.generator, sampler.left = copy_generator(self.generator), list(self.left)
         sampler.draws = copy_generator(self.draws[0]), self.draws[1]
-        return (sampler.request(strategy) for _ in range(steps))
+        return (sampler.next_request(strategy) for _ in range(steps))
 
-    def _ready(self, strategy: Strategy, batch: Batch, around: Around, crops: Tensor | None = None) -> Batch:
+    def _prepare(self, strategy: Strategy, batch: Batch, around: Around, crops: Tensor | None = None) -> Batch:
         """Return a batch as the loss gets it; `crops` are its new samples, if they are augmented already."""
         new_count = len(batch.y)
         with around(batch):
@@ -177,14 +178,14 @@ class StreamSampler(BatchSampler):
                             "(read = files), which does not go with hidden boundaries; choose read=memory or another "
                             "augmentation")
         super().__init__(sum(map(len, parts)), batch_size, seed, 0, augment)
-        self.parts, self.seed, self.passes = list(parts), seed, 1
+        self.parts, self.seed = list(parts), seed
         self.step = 0  # the next step
         self.ends = list(itertools.accumulate(map(len, parts)))
         self.rows = [torch.randperm(len(part), generator=seeds.generator(seed, "data", index))
                      for index, part in enumerate(parts)]
         self.y = torch.cat([part.y[send(rows, part.y.device)] for part, rows in zip(parts, self.rows, strict=True)])
 
-    def until(self, tasks: int) -> int:
+    def steps_through(self, tasks: int) -> int:
         """Return the number of steps after which all samples of the first `tasks` tasks have been drawn."""
         return math.ceil(self.ends[tasks - 1] / self.batch_size) if tasks else 0
 
@@ -192,23 +193,23 @@ class StreamSampler(BatchSampler):
         """Activate the outputs of the samples of steps `begin` to `end` for all losses from now on."""
         strategy.class_mask[:, self.y[begin * self.batch_size:end * self.batch_size]] = True
 
-    def ready(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
+    def next_prepared(self, strategy: Strategy, samples: Samples, around: Around = lambda _: nullcontext()) -> Batch:
         """Reseed the random draws, activate the outputs of the next batch, and return it as the loss gets it."""
         self.draws = (seeds.generator(self.seed, "augmentation", "step", self.step),
                       seeds.generator(self.seed, "augmentation of replay", "step", self.step))
-        return self._ready(strategy, self.observed(strategy, around), around)
+        return self._prepare(strategy, self.observe_next_batch(strategy, around), around)
 
-    def observed(self, strategy: Strategy, around: Around = lambda _: nullcontext()) -> Batch:
+    def observe_next_batch(self, strategy: Strategy, around: Around = lambda _: nullcontext()) -> Batch:
         """Reseed, activate the outputs of the next raw batch, pass it to `Strategy.observe`, and return it."""
         seeds.reseed(self.seed, "training", "step", self.step)
         self.activate(strategy, self.step, self.step + 1)
-        batch = self.batch(self.parts[0])
+        batch = self.next_batch(self.parts[0])
         if overrides(strategy, "observe"):
             with around(None):
                 strategy.observe(batch)
         return batch
 
-    def batch(self, samples: Samples) -> Batch:
+    def next_batch(self, samples: Samples) -> Batch:
         """Return the next raw batch; it may have samples of several tasks, but all task indices in it are 0."""
         begin, end = self.step * self.batch_size, (self.step + 1) * self.batch_size
         self.step += 1
@@ -250,12 +251,17 @@ def divide_batches(batches: Sequence[Batch], parts: int) -> Iterator[tuple[float
     """Divide the batches of all replicas; yield the weight of each part in the loss, and its batches.
 
     The weight is the part's share of the samples. If samples have several targets, it is its share of them [S].
+
+    Raises:
+        Unstackable: the batches that are divided have different numbers of samples.
     """
     samples = len(batches[0].y)
     size = math.ceil(samples / parts)
     if size == samples:
         yield 1.0, batches
         return
+    if len({len(batch.y) for batch in batches}) > 1:
+        raise Unstackable("its batches differ in their number of replayed samples")
     for begin in range(0, samples, size):
         end = min(begin + size, samples)
         of_batches = [batch.part(begin, end) for batch in batches]

@@ -63,8 +63,8 @@ def make_train_step(strategies: Sequence[Strategy], recipe: Recipe, previous: Tr
         ValueError: no parameter requires a gradient.
     """
     is_single = len(strategies) == 1
-    autocast = precision.forward(recipe, strategies[0].class_mask.device, strategies[0] if compiler is None else None,
-                                stacked=not is_single)
+    autocast = precision.autocast_context(recipe, strategies[0].class_mask.device,
+                                          strategies[0] if compiler is None else None, stacked=not is_single)
     train_step = SingleStep(strategies[0], recipe, autocast) if is_single else StackedStep(strategies, recipe, autocast)
     if compiler is not None:
         obstacle = STACKED_BF16 if recipe.precision == "bf16" and not is_single else ""

@@ -32,10 +32,10 @@ from clbench.training.budget import whole_phase
 from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
-from clbench.training.members import Unstackable, separate_draws, shared_phases, stackable
+from clbench.training.members import Unstackable, require_same_phases, require_stackable, separate_draws
 from clbench.training.optimizers import make_schedule
 from clbench.training.precision import Compiler
-from clbench.training.replica import Replica, TaskResult, begin_phase, divergence, last_tenths, on_host
+from clbench.training.replica import Replica, TaskResult, begin_phase, on_host
 from clbench.training.sampling import StreamSampler, division_notes
 from clbench.training.steps import make_train_step
 
@@ -57,7 +57,7 @@ class StreamLoop(TrainingLoop):
                                                 replica.seed, replica.stream.augment) for replica in replicas}
         self.learned = learned
 
-    def fit(self, tasks: Sequence[Task]) -> list[TaskResult]:
+    def take_task_steps(self, tasks: Sequence[Task]) -> list[TaskResult]:
         """Train until all samples of the next task of the stream have been drawn.
 
         Raises:
@@ -66,11 +66,11 @@ class StreamLoop(TrainingLoop):
         """
         first, samplers = self.replicas[0].strategy, [self.samplers[replica] for replica in self.replicas]
         strategies = [replica.strategy for replica in self.replicas]
-        if first.owns_loop or len(phases := shared_phases(strategies, tasks)) > 1:
+        if first.owns_loop or len(phases := require_same_phases(strategies, tasks)) > 1:
             raise SpecError(f"{type(first).__name__} has phases, or a loop of its own: it cannot be run with hidden "
                             "boundaries")
-        samples = stackable([sampler.parts[0] for sampler in samplers])
-        begin, end = (samplers[0].until(tasks) for tasks in (self.learned, self.learned + 1))
+        samples = require_stackable([sampler.parts[0] for sampler in samplers])
+        begin, end = (samplers[0].steps_through(tasks) for tasks in (self.learned, self.learned + 1))
         for replica, sampler in zip(self.replicas, samplers, strict=True):
             sampler.step = begin
             sampler.activate(replica.strategy, 0, begin)  # checkpoints do not store `class_mask`
@@ -80,22 +80,21 @@ class StreamLoop(TrainingLoop):
             for replica, sampler in zip(self.replicas, samplers, strict=True):
                 replica.strategy.train()
                 while sampler.step < end:
-                    sampler.observed(replica.strategy, partial(self.callbacks.around_prepare, replica))
+                    sampler.observe_next_batch(replica.strategy, partial(self.callbacks.around_prepare, replica))
             return [TaskResult(steps=0) for _ in self.replicas]
         self._add_notes(division_notes(first, self.recipe))
         losses = self._train_stream(samplers, samples, tasks, index, begin, end)
         columns = on_host(torch.stack(losses)) if losses else torch.empty(0, len(self.replicas))
-        return [TaskResult(len(losses), replica.strategy.trainable(), divergence(column, index),
-                           last_tenths(column, len(column)))
+        return [TaskResult.of(column, index, replica.strategy.trainable(), len(column))
                 for replica, column in zip(self.replicas, columns.unbind(1), strict=True)]
 
     def _train_stream(self, samplers: list[StreamSampler], samples: list[Samples], tasks: Sequence[Task], index: int,
                       begin: int, end: int) -> list[Tensor]:
         """Take steps `begin` to `end` of the stream, which belong to task `index`; return the losses [S] of each."""
         phase = whole_phase(self.recipe, self.replicas[0].stream)
-        of_each = separate_draws([replica.seed for replica in self.replicas], index,
+        draw_contexts = separate_draws([replica.seed for replica in self.replicas], index,
                                  self.replicas[0].strategy.class_mask.device)
-        for replica, task, draws in zip(self.replicas, tasks, of_each, strict=True):
+        for replica, task, draws in zip(self.replicas, tasks, draw_contexts, strict=True):
             if begin:
                 replica.strategy.train()
                 continue

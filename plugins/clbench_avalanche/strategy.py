@@ -116,7 +116,7 @@ class Avalanche(Strategy):
             "GSS_greedy": {"input_size": self.stream_info.input_shape}}
         options = {**self.options.model_dump(), **model_arguments.get(name, {})}
         device = self.class_mask.device
-        forward = precision.forward(budget.recipe, device)
+        forward = precision.autocast_context(budget.recipe, device)
         return driver.build(name, self.model, driver.Masked(), budget, device, forward, options)
 
     def _keep(self, state: AgentState, new: Samples) -> None:

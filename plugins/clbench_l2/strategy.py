@@ -42,6 +42,6 @@ class L2(QuadraticPenalty):
 
     def after_task(self, task: Task) -> None:
         """Anchor the parameters at their current values, in place of the earlier anchor."""
-        ones = {name: torch.ones_like(self.quadratic(name)[0]) for name, _ in self.named_parameters()
+        ones = {name: torch.ones_like(self.importance_and_anchor(name)[0]) for name, _ in self.named_parameters()
                 if self.covers(name)}
         self.anchor_here(ones, decay=0.0)

@@ -59,7 +59,7 @@ def evaluate_tasks(source: TrialAdapters, tasks: Sequence[int] | None = None, da
             same_data(stream, origins[member])
         part = replace(stream, tasks=tuple(stream.tasks[origins[n].task] for n in members), classes=source.outputs)
         strategy = reload.load(source, members, stream.prepare).to(runner.device)
-        with precision.products(trial.trained_by), precision.forward(trial.trained_by, runner.device):
+        with precision.allow_tf32(trial.trained_by), precision.autocast_context(trial.trained_by, runner.device):
             row = evaluate(strategy, part, trial.scenario, len(members))
         accuracies.update(zip(members, row.accuracy, strict=True))
     return {n: accuracies[n] for n in numbers}
@@ -113,7 +113,7 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
     for earlier in stream.tasks[:task]:
         reload.reserve(strategy, earlier.classes)
     replica = Replica(strategy, stream, trial.seed)
-    with precision.products(trial.trained_by):
+    with precision.allow_tf32(trial.trained_by):
         result, = TrainingLoop([replica], trial.trained_by).train_task(task)
     if result.diverged is not None:
         raise SpecError(f"training diverged: {result.diverged}; nothing was added")

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from clbench import Batch, Network, StreamInfo, Task
 from clbench.strategy.fisher import check_kind, diagonal_fisher
-from clbench.strategy.regularization import quadratic, slot
+from clbench.strategy.regularization import quadratic_penalty, slot
 from clbench_lora import EWCLoRAOptions
 from clbench_lora.activation import activated
 from clbench_lora.joined_heads import JoinedHeadsLoRA
@@ -89,7 +89,7 @@ class EWCLoRA(JoinedHeadsLoRA):
 
     def penalty(self) -> Tensor:
         """Return strength/2 sum F (s B A)^2, a scalar."""
-        return quadratic(self.options.strength, torch.zeros_like(self.model.head.weight[0, 0]), (
+        return quadratic_penalty(self.options.strength, torch.zeros_like(self.model.head.weight[0, 0]), (
             (self.importance(name), layer.delta_weight(-1)) for name, layer in self.adapted.items()))
 
     def importance(self, name: str) -> Tensor:

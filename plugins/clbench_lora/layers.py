@@ -41,7 +41,7 @@ class LoRALayer(nn.Module):
     The gradient treats the length in the denominator as a constant, as in the paper (section 4.3) and in PEFT.
 
     Args:
-        base_layer: the layer W, which does not change; or some of its rows, in a `FusedLoRA`.
+        base_layer: the layer W, which only `merge` changes; or some of its rows, in a `FusedLoRA`.
         rank: r, at most the layer's width (`width`).
         scaling: s.
         init: how A (with pissa also B) is initialized.

@@ -79,7 +79,7 @@ class RWalk(QuadraticPenalty):
             self._close_interval()
         for name, parameter in self.named_parameters():
             if name in gradients and self._walks(name):
-                importance, anchor = self.quadratic(name)
+                importance, anchor = self.importance_and_anchor(name)
                 pull, fisher = self._part("pull", name), self._part("fisher", name)
                 pull.copy_(gradients[name] - self.weight * importance * (parameter - anchor))
                 self._part("before", name).copy_(parameter)
@@ -100,9 +100,9 @@ class RWalk(QuadraticPenalty):
         covered = [name for name, _ in self.named_parameters() if self.covers(name)]
         scaled = [scaled_together({name: self._part(kind, name) for name in covered}) for kind in ("fisher", "score")]
         for name in covered:
-            self.quadratic(name)[0].copy_(scaled[0][name] + scaled[1][name])
+            self.importance_and_anchor(name)[0].copy_(scaled[0][name] + scaled[1][name])
         for name, parameter in walked.items():
-            self.quadratic(name)[1].copy_(parameter)
+            self.importance_and_anchor(name)[1].copy_(parameter)
             for kind in WALK:
                 delattr(self, f"{kind}__{slot(name)}")
 

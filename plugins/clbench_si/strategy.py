@@ -45,7 +45,7 @@ class SI(QuadraticPenalty):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 start = parameter.detach().clone()
-                self.quadratic(name)[1].copy_(start)
+                self.importance_and_anchor(name)[1].copy_(start)
                 for kind, value in (("path", torch.zeros_like(start)), ("before", start),
                                     ("pull", torch.zeros_like(start))):
                     self.register_buffer(f"{kind}__{slot(name)}", value)
@@ -56,7 +56,7 @@ class SI(QuadraticPenalty):
         for name, parameter in self.named_parameters():
             if name in gradients and f"path__{slot(name)}" in self._buffers:
                 before, pull = self._account(name, parameter)
-                importance, anchor = self.quadratic(name)
+                importance, anchor = self.importance_and_anchor(name)
                 before.copy_(parameter)
                 pull.copy_(gradients[name])
                 if self.options.gradient == "loss":
@@ -69,7 +69,7 @@ class SI(QuadraticPenalty):
         for name, parameter in self.named_parameters():
             if f"path__{slot(name)}" in self._buffers:
                 self._account(name, parameter)
-                importance, anchor = self.quadratic(name)
+                importance, anchor = self.importance_and_anchor(name)
                 path = self.get_buffer(f"path__{slot(name)}")
                 moved = (parameter - anchor).square()
                 importance.add_(path / (moved + self.options.damping))

@@ -44,11 +44,11 @@ def test_what_is_replayed_does_not_change_how_new_samples_are_augmented():
     naive, er = (bench(discover().strategy(name), {}, "class").strategy for name in ("naive", "er"))
     plain, replaying = (BatchSampler(12, 4, seed=3, task=0, augment=CropFlip()) for _ in range(2))
     for step in range(6):
-        one, other = plain.ready(naive, part), replaying.ready(er, part)
+        one, other = plain.next_prepared(naive, part), replaying.next_prepared(er, part)
         assert len(other.y) == len(one.y) + min(4 * step, 4)
         assert torch.equal(one.x, other.x[:4])
     again = BatchSampler(12, 4, seed=3, task=0, augment=CropFlip())
-    first = [again.ready(naive, part).x for _ in range(6)]
+    first = [again.next_prepared(naive, part).x for _ in range(6)]
     assert not torch.equal(first[0], first[3])  # the second pass meets other crops in another order
     assert torch.equal(first[-1], one.x)
 
@@ -56,7 +56,7 @@ def test_what_is_replayed_does_not_change_how_new_samples_are_augmented():
 def test_memory_keeps_images_as_they_were():
     part = Samples(images(12, channels=1), torch.arange(12) % 2, torch.zeros(12, dtype=torch.int64))
     er = bench(discover().strategy("er"), {}, "class").strategy
-    BatchSampler(12, 12, seed=0, task=0, augment=CropFlip()).ready(er, part)
+    BatchSampler(12, 12, seed=0, task=0, augment=CropFlip()).next_prepared(er, part)
     kept = {row.numpy().tobytes() for row in er.memory_x}
     assert kept == {row.numpy().tobytes() for row in part.x}
 
@@ -65,5 +65,5 @@ def test_a_stream_without_augmentation_has_none():
     assert tiny_stream("task").augment is None
     b = bench(StrategyInfo("x", Strategy, ""), {}, "task")
     part = b.stream.tasks[0].train
-    batch = BatchSampler(len(part), 8, 0, 0).ready(b.strategy, part)
+    batch = BatchSampler(len(part), 8, 0, 0).next_prepared(b.strategy, part)
     assert any(torch.equal(batch.x[0], b.stream.prepare(x[None])[0]) for x in part.x)

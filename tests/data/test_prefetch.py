@@ -67,15 +67,15 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeyp
     def run(taken):
         order = BatchSampler(24, 10, 0, 0)
         with seeds.scope(0):
-            with prefetch.prefetch([samples], [lambda: order.following(torch.device("cpu"))], 5) as (drawn,):
+            with prefetch.prefetch([samples], [lambda: order.next_indices(torch.device("cpu"))], 5) as (drawn,):
                 twin = BatchSampler(24, 10, 0, 0)
-                batches = [twin.batch(drawn).x for _ in range(taken)]
+                batches = [twin.next_batch(drawn).x for _ in range(taken)]
             return batches, seeds.state()
 
     (batches, after), order = run(3), BatchSampler(24, 10, 0, 0)
     with seeds.scope(0):
         assert run(0)[1] == seeds.state()
-        assert all(torch.equal(x, order.batch(samples).x) for x in batches)
+        assert all(torch.equal(x, order.next_batch(samples).x) for x in batches)
         assert after == seeds.state()
     assert not multiprocessing.active_children()
 

@@ -78,7 +78,7 @@ class Passes:
         return -(-len(self.places) // BATCH)
 
     def __iter__(self):
-        return (self.order.batch(self.places).x.tolist() for _ in range(len(self)))
+        return (self.order.next_batch(self.places).x.tolist() for _ in range(len(self)))
 
 
 @pytest.mark.filterwarnings("ignore:No loggers specified")

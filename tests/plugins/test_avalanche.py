@@ -213,7 +213,7 @@ def test_progressive_columns(methods):
 def test_memories_keep_augmented_samples_as_they_are_stored(methods):
     b = bench(methods["avalanche:Replay"], {"mem_size": 6}, "task", model="cnn")
     trainer = loop([b.strategy], Recipe(batch_size=8, epochs=2), [0], CropFlip())
-    assert trainer.fit([b.replica.begin(0)])[0].steps == 6
+    assert trainer.take_task_steps([b.replica.begin(0)])[0].steps == 6
     kept = b.strategy.get_buffer("replay__x")
     assert all(any(torch.equal(x, raw) for raw in b.stream.tasks[0].train.x) for x in kept), "kept as they are stored"
 

@@ -136,7 +136,7 @@ def test_in_a_run_the_second_phase_moves_its_two_numbers_and_nothing_else():
 
     b.strategy.before_phase = noted
     task1 = b.replica.begin(1)
-    trainer.fit([task1])
+    trainer.take_task_steps([task1])
     now = b.strategy.state_dict()
     assert {n for n, v in now.items() if not torch.equal(v, kept[n])} == {"correction.alpha", "correction.beta"}
 

@@ -116,9 +116,9 @@ def test_trials_that_begin_with_the_same_weights_have_averages_of_their_own():
         activate(strategy, 0)
     alone = copy.deepcopy(models)
     recipe = Recipe(batch_size=6, optimizer="sgd", lr=0.2, iterations=5)
-    loop(models, recipe, [0, 1]).fit([task(0), task(0)])
+    loop(models, recipe, [0, 1]).take_task_steps([task(0), task(0)])
     for seed, (strategy, twin) in enumerate(zip(models, alone, strict=True)):
-        loop([twin], recipe, [seed]).fit([task(0)])
+        loop([twin], recipe, [seed]).take_task_steps([task(0)])
         for name, value in strategy.state_dict().items():
             torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
     assert not torch.equal(*(next(strategy.stable.parameters()) for strategy in models))

@@ -145,14 +145,14 @@ def test_what_is_first_held_is_held_where_it_is_bit_for_bit(dtype):
             parameter.copy_(0.03 * torch.randn(parameter.shape, dtype=dtype).abs())
     strategy.after_task(task(0))
     for name, parameter in strategy.named_parameters():
-        importance, anchor = strategy.quadratic(name)
+        importance, anchor = strategy.importance_and_anchor(name)
         assert torch.equal(anchor, parameter)
         assert (importance > 0).any()
     move(strategy, 1)
-    before = {n: strategy.quadratic(n)[1].clone() for n, _ in strategy.named_parameters()}
+    before = {n: strategy.importance_and_anchor(n)[1].clone() for n, _ in strategy.named_parameters()}
     strategy.add_anchor({n: torch.zeros_like(p, dtype=torch.float64) for n, p in strategy.named_parameters()})
     for name, parameter in strategy.named_parameters():  # a task that needs nothing moves only what nobody needs
-        importance, anchor = strategy.quadratic(name)
+        importance, anchor = strategy.importance_and_anchor(name)
         assert torch.equal(anchor, torch.where(importance > 0, before[name], parameter))
 
 

@@ -120,8 +120,8 @@ def test_what_is_learned_depends_on_the_memory_alone(other):
                 for p in b.strategy.parameters():
                     p.data += scale
                 b.replica.finish(task_)
-        with b.replica.training(2):
-            loop([b.strategy], tiny.RECIPE, [other]).fit([task_])
+        with b.replica.seed_training(2):
+            loop([b.strategy], tiny.RECIPE, [other]).take_task_steps([task_])
         ends.append(b.strategy.state_dict())
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
 

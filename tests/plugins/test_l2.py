@@ -14,7 +14,7 @@ from clbench.experiment.spec import Recipe
 def fit(strategy, index, **recipe):
     one = task(index)
     strategy.before_task(one)
-    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
+    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).take_task_steps([one])
     strategy.after_task(one)
 
 
@@ -62,7 +62,7 @@ def test_no_pull_before_the_first_task_ends_and_one_number_kept_for_each_paramet
     strategy.after_task(task(0))
     assert strategy.penalty() == 0
     move(strategy, 1)
-    moved = sum((p - strategy.quadratic(n)[1]).square().sum() for n, p in strategy.named_parameters())
+    moved = sum((p - strategy.importance_and_anchor(n)[1]).square().sum() for n, p in strategy.named_parameters())
     torch.testing.assert_close(strategy.penalty(), 5 * moved, rtol=1e-12, atol=0)
     kept = sum(b.numel() for n, b in strategy.named_buffers() if n.startswith(("importance", "anchor", "offset")))
     assert kept == sum(p.numel() for p in strategy.parameters()) + len(list(strategy.parameters())) + 1

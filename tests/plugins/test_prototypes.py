@@ -189,7 +189,7 @@ def test_the_first_task_trains_the_network_as_naive_does_and_nothing_is_trained_
     ours.learn(1)
     assert all(torch.equal(network[n], p) for n, p in ours.strategy.model.state_dict().items())
     assert not any(p.requires_grad for p in ours.strategy.parameters())
-    done, = loop([ours.strategy], Recipe(iterations=1), [0]).fit([ours.replica.task(2)])
+    done, = loop([ours.strategy], Recipe(iterations=1), [0]).take_task_steps([ours.replica.task(2)])
     assert (done.steps, done.trainable, done.diverged) == (0, 0, None)
 
 

@@ -16,7 +16,7 @@ from clbench.experiment.spec import Recipe
 def fit(strategy, index, **recipe):
     one = task(index)
     strategy.before_task(one)
-    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
+    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).take_task_steps([one])
     strategy.after_task(one)
 
 
@@ -73,8 +73,8 @@ def test_it_is_the_papers_walk(model, interval, steps):
         full = f"model.{name}"
         torch.testing.assert_close(strategy._part("fisher", full), fisher[name], rtol=1e-8, atol=1e-14)
         torch.testing.assert_close(strategy._part("score", full), scores[name], rtol=1e-8, atol=1e-12)
-        torch.testing.assert_close(strategy.quadratic(full)[0], importance[name], rtol=1e-8, atol=1e-12)
-        torch.testing.assert_close(strategy.quadratic(full)[1], anchor[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(strategy.importance_and_anchor(full)[0], importance[name], rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(strategy.importance_and_anchor(full)[1], anchor[name], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(strategy.get_parameter(full), p, rtol=1e-9, atol=1e-12)
     assert strategy.penalty() == 0
 

@@ -16,7 +16,7 @@ from clbench.experiment.spec import Recipe
 def fit(strategy, index, **recipe):
     one = task(index)
     strategy.before_task(one)
-    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).fit([one])
+    loop([strategy], Recipe(batch_size=len(one.train), **recipe), [0]).take_task_steps([one])
     strategy.after_task(one)
 
 
@@ -54,7 +54,7 @@ def test_si_is_the_papers_path_integral(model):
         fit(strategy, index, optimizer="sgd", lr=0.2, iterations=9)
     omega, anchor = by_hand(twin, 3, 0.3, 0.01, 9, 0.2)
     for name, value in omega.items():
-        importance, held = strategy.quadratic(f"model.{name}")
+        importance, held = strategy.importance_and_anchor(f"model.{name}")
         torch.testing.assert_close(importance, value, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(held, anchor[name], rtol=1e-9, atol=1e-12)
     assert (sum(v.sum() for v in omega.values()) > 0) and strategy.penalty() == 0
@@ -68,11 +68,11 @@ def test_si_of_the_total_gradient_is_van_de_vens_code():
         fit(strategy, index, optimizer="sgd", lr=0.2, iterations=9)
     omega, _ = by_hand(twin, 3, 3.0, 0.1, 9, 0.2, total=True)
     for name, value in omega.items():
-        torch.testing.assert_close(strategy.quadratic(f"model.{name}")[0], value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(strategy.importance_and_anchor(f"model.{name}")[0], value, rtol=1e-9, atol=1e-12)
     papers = make(SI, SIOptions(strength=3.0, damping=0.1), model=deep_model)
     for index in range(3):
         fit(papers, index, optimizer="sgd", lr=0.2, iterations=9)
-    assert any(not torch.allclose(strategy.quadratic(f"model.{name}")[0], papers.quadratic(f"model.{name}")[0])
+    assert any(not torch.allclose(*(method.importance_and_anchor(f"model.{name}")[0] for method in (strategy, papers)))
                for name in omega)
 
 
@@ -87,7 +87,8 @@ def test_without_the_relu_an_importance_may_be_negative():
             with torch.no_grad():
                 parameter += 0.5
         strategy.after_task(one)
-        minimum[gradient] = min(strategy.quadratic(name)[0].min().item() for name, _ in strategy.named_parameters())
+        minimum[gradient] = min(strategy.importance_and_anchor(name)[0].min().item()
+                                for name, _ in strategy.named_parameters())
     assert minimum == {"loss": 0.0, "total": pytest.approx(-0.5 / (0.25 + 0.1))}
 
 
@@ -96,7 +97,7 @@ def test_the_path_of_small_steps_adds_up_to_the_fall_of_the_loss():
     one = task(0)
     strategy.before_task(one)
     loss = [F.cross_entropy(strategy.model(one.train.x)[:, :2], one.train.y).item()]
-    loop([strategy], Recipe(batch_size=12, optimizer="sgd", lr=0.01, iterations=200), [0]).fit([one])
+    loop([strategy], Recipe(batch_size=12, optimizer="sgd", lr=0.01, iterations=200), [0]).take_task_steps([one])
     loss.append(F.cross_entropy(strategy.model(one.train.x)[:, :2], one.train.y).item())
     for name, p in strategy.named_parameters():
         strategy._account(name, p)
@@ -125,9 +126,9 @@ def test_mas_importance_sample_by_sample(model):
                 expected[n] += g.abs() / len(train)
         strategy.after_task(task(index))
     for name, value in expected.items():
-        torch.testing.assert_close(strategy.quadratic(name)[0], value, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(strategy.importance_and_anchor(name)[0], value, rtol=1e-10, atol=1e-14)
     move(strategy, 9)
-    held = sum((value * (p - strategy.quadratic(n)[1]).square()).sum()
+    held = sum((value * (p - strategy.importance_and_anchor(n)[1]).square()).sum()
                for (n, p), value in zip(strategy.named_parameters(), expected.values(), strict=True))
     torch.testing.assert_close(strategy.penalty(), held, rtol=1e-10, atol=0)
 
@@ -139,7 +140,7 @@ def test_mas_of_a_linear_model_in_closed_form():
     strategy.after_task(one)
     f = strategy.model(one.train.x).detach()
     f[:, :2] = f[:, 4:] = 0
-    weight = strategy.quadratic("model.head.weight")[0]
+    weight = strategy.importance_and_anchor("model.head.weight")[0]
     torch.testing.assert_close(weight, (2 * f.abs()).T @ one.train.x.abs() / len(f))
     assert weight.shape[0] == CLASSES and (weight[:2] == 0).all() and (weight[2:4] > 0).all()
 
@@ -153,7 +154,7 @@ def test_mas_of_whole_batches_is_the_magnitude_of_the_mean_gradient(batch):
     expected = torch.autograd.grad(length, list(strategy.parameters()))
     strategy.after_task(one)
     for (name, _), value in zip(strategy.named_parameters(), expected, strict=True):
-        torch.testing.assert_close(strategy.quadratic(name)[0], value.abs(), rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(strategy.importance_and_anchor(name)[0], value.abs(), rtol=1e-10, atol=1e-14)
 
 
 def test_mas_of_batches_lies_between_single_samples_and_the_whole_task():
@@ -163,5 +164,5 @@ def test_mas_of_batches_lies_between_single_samples_and_the_whole_task():
         strategy = make(MAS, MASOptions(batch=batch), model=deep_model)
         strategy.before_task(task(0))
         strategy.after_task(task(0))
-        sums.append(sum(strategy.quadratic(n)[0].sum().item() for n, _ in strategy.named_parameters()))
+        sums.append(sum(strategy.importance_and_anchor(n)[0].sum().item() for n, _ in strategy.named_parameters()))
     assert sums[0] > sums[1] > sums[2] > 0

@@ -103,7 +103,8 @@ def test_weights_between_units_that_are_off_do_not_move_and_have_no_importance()
     first, second = layers(strategy)
     gates = [gate.numpy() for gate in strategy.gates(0)]
     moved = (second.weight - [m for m in before.modules() if isinstance(m, torch.nn.Linear)][1].weight).detach().numpy()
-    importance = strategy.quadratic(next(n for n, p in strategy.named_parameters() if p is second.weight))[0].numpy()
+    name = next(n for n, p in strategy.named_parameters() if p is second.weight)
+    importance = strategy.importance_and_anchor(name)[0].numpy()
     both = np.outer(gates[1], gates[0])
     assert (moved[~both] == 0).all() and (importance[~both] == 0).all() and (moved[both] != 0).any()
     assert first.weight.shape[0] == len(gates[0])
@@ -154,7 +155,7 @@ def test_the_penalty_is_that_of_si_on_the_layers_behind_the_gates():
     expected = []
     for name, p, small, begun in zip(names, leaves, omega, starting, strict=True):
         expected.append(small / ((p.detach() - begun).square() + 0.02))
-        torch.testing.assert_close(strategy.quadratic(name)[0], expected[-1], rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(strategy.importance_and_anchor(name)[0], expected[-1], rtol=1e-9, atol=1e-13)
     second = start(strategy, 1)
     assert not any(strategy.covers(n) for n, _ in strategy.named_parameters() if "head" in n)
     with torch.no_grad():

@@ -265,6 +265,12 @@ class ChangesLabels(Strategy):
         task.train.y.copy_(task.train.y.flip(0))
 
 
+class ChangesLaterLabels(Strategy):
+    def before_task(self, task):
+        if task.index == 2:
+            task.train.y.copy_(task.train.y.flip(0))
+
+
 class ChangesInputs(Strategy):
     def predict(self, x, task=None):
         return Prediction(self.model(x.mul_(0.5)))
@@ -272,6 +278,7 @@ class ChangesInputs(Strategy):
 
 @pytest.mark.parametrize(("cls", "name", "words"), [
     (ChangesLabels, "logits", "ChangesLabels or its model changed training samples of task 1 in place"),
+    (ChangesLaterLabels, "logits", "ChangesLaterLabels or its model changed training samples of task 3 in place"),
     (ChangesInputs, "predict-changes-nothing", "ChangesInputs or its model changed the inputs of `predict` in place"),
 ])
 def test_shared_samples_must_not_be_changed(cls, name, words):

@@ -11,6 +11,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Batch, declares
 from clbench.testing.tiny import bench
+from clbench.training.members import Unstackable
 from clbench.training.sampling import divide_batches, division_notes
 
 REGISTRY = discover()
@@ -55,6 +56,12 @@ def test_parts_have_all_rows_and_know_which_are_replayed():
     assert sum(share for share, _ in parts) == pytest.approx(1)
     assert torch.equal(torch.cat([part.frozen["a"] for _, part in parts]), rows + 1)
     assert [len(part.y) for _, (part,) in divide_batches([batch], 99)] == [1] * 10
+
+
+def test_batches_of_a_stack_that_replay_different_numbers_of_samples_are_not_divided():
+    batches = [Batch(torch.rand(n, 1), torch.zeros(n), torch.zeros(n), 1, replayed=n - 10) for n in (12, 14)]
+    with pytest.raises(Unstackable, match="its batches differ in their number of replayed samples"):
+        list(divide_batches(batches, 2))
 
 
 def test_a_key_has_the_parts_only_if_there_are_several():

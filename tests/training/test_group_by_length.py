@@ -19,7 +19,7 @@ LENGTHS = torch.randint(5, 200, (SAMPLES,), generator=torch.Generator().manual_s
 
 def batches(passes=1, seed=0, lengths=LENGTHS):
     sampler = BatchSampler(SAMPLES, BATCH, seed, 0, lengths=lengths)
-    return [sampler.following(torch.device("cpu")) for _ in range(passes * -(-SAMPLES // BATCH))]
+    return [sampler.next_indices(torch.device("cpu")) for _ in range(passes * -(-SAMPLES // BATCH))]
 
 
 def padding(drawn):

@@ -63,9 +63,10 @@ def test_a_loop_of_its_own_has_them_too():
     trainer = TrainingLoop([own.replica], RECIPE)
     (result,) = trainer.train_task(0)
     assert result.last_losses == pytest.approx((1.0 + 2.5 / 19, 1.0 + 0.5 / 19))
-    repeated = TrainingLoop([own.replica], RECIPE.model_copy(update={"repeats": 2}))
-    with pytest.raises(SpecError, match="Own trains by a loop of its own: repeats does not go with it"):
-        repeated.train_task(1)
+    for name, value in {"repeats": 2, "accumulate": 2, "head_decay": "learning", "group_by_length": True}.items():
+        loop = TrainingLoop([own.replica], RECIPE.model_copy(update={name: value}))
+        with pytest.raises(SpecError, match=f"Own trains by a loop of its own: {name} does not go with it"):
+            loop.train_task(1)
 
 
 @pytest.mark.parametrize(("losses", "kind"), [([torch.tensor(1.0)], "list"), (None, "NoneType")])

@@ -22,7 +22,7 @@ META = torch.device("meta")
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
-    monkeypatch.setattr(precision, "forward", lambda *_, **__: contextlib.nullcontext())  # which `meta` does not have
+    monkeypatch.setattr(precision, "autocast_context", lambda *_, **__: contextlib.nullcontext())  # `meta` has none
 
 
 METHODS = [("naive", {}), ("joint", {}), ("ewc", {}), ("er", {"capacity": 10}), ("lora", {"rank": 2, "dropout": 0.5}),
@@ -89,7 +89,7 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
     monkeypatch.setattr(cache, "require_same_loss", lambda *_: None)  # reads a loss before the first step
     trainer = loop([s for s, _ in members], Recipe(batch_size=8, iterations=4), list(range(count)), CropFlip())
     with Copies() as copies:
-        trained = trainer.fit([task for _, task in members])
+        trained = trainer.take_task_steps([task for _, task in members])
     assert [t.steps for t in trained] == [4] * count
     assert copies.waited == []
 
@@ -101,7 +101,7 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
 def test_what_trains_nothing_does_not_wait_for_the_device_either(method, options):
     strategy, task = on_meta(method, options, 0)
     with Copies() as copies:
-        assert loop([strategy], Recipe(iterations=9), [0]).fit([task])[0].steps == 0
+        assert loop([strategy], Recipe(iterations=9), [0]).take_task_steps([task])[0].steps == 0
         strategy.after_task(task)
     assert copies.waited == []
 
@@ -118,7 +118,7 @@ def test_a_step_that_waits_would_be_seen(monkeypatch):
     strategy.__class__ = Peeks
     task = Task(0, b.stream.tasks[0].classes, b.stream.to(META).tasks[0].train)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        loop([strategy], Recipe(iterations=1), [0]).fit([task])
+        loop([strategy], Recipe(iterations=1), [0]).take_task_steps([task])
     with Copies() as copies:
         torch.zeros(2).to(META), torch.ones(3).to(META, non_blocking=True)
     assert copies.waited == [(2,)]

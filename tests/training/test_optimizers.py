@@ -110,9 +110,9 @@ def test_repeats_gives_each_batch_so_often_and_its_samples_are_new_once():
     once, thrice = BatchSampler(10, 4, 0, 0), BatchSampler(10, 4, 0, 0, repeats=3)
     fresh = []
     for _ in range(2 * 3):
-        rows = once.following(torch.device("cpu"))
+        rows = once.next_indices(torch.device("cpu"))
         for _ in range(3):
-            assert torch.equal(thrice.following(torch.device("cpu")), rows)
+            assert torch.equal(thrice.next_indices(torch.device("cpu")), rows)
             fresh.append(not thrice.is_repeated and thrice.passes == 1)
     assert fresh == [True, False, False] * 3 + [False] * 9
 

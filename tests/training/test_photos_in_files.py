@@ -167,8 +167,8 @@ def test_new_photos_are_cropped_from_the_originals_and_replayed_ones_as_in_memor
         object.__setattr__(one.stream_info, "prepare", lambda x: x)
         sampler, twin = (BatchSampler(len(train), 12, 0, 0, crop) for _ in range(2))
         for _ in range(3):
-            batch = sampler.ready(one, train)
-            index = twin.following(torch.device("cpu"))
+            batch = sampler.next_prepared(one, train)
+            index = twin.next_indices(torch.device("cpu"))
             new, draws, plain = len(index), crop.draw(len(index), twin.draws[0]), train.take(index)
             sizes = train.photos[index].sizes.long()
             for i, (top, left, height, width) in enumerate(crop.draw_boxes(draws, sizes[:, :1], sizes[:, 1:]).tolist()):
@@ -201,7 +201,7 @@ def test_what_would_augment_in_another_way_is_refused(folder, tmp_path):
         StreamSampler([task.train for task in stream.tasks], 16, 0, stream.augment)
     plain = stream_of(folder, tmp_path)
     sampler = StreamSampler([task.train for task in plain.tasks], 16, 0, plain.augment)
-    assert sampler.batch(sampler.parts[0]).x.shape == (16, 3, 16, 16)
+    assert sampler.next_batch(sampler.parts[0]).x.shape == (16, 3, 16, 16)
 
 
 def test_joint_says_that_a_saved_model_has_no_photos(folder, tmp_path):

@@ -13,23 +13,23 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Strategy
-from clbench.strategy.regularization import quadratic
+from clbench.strategy.regularization import quadratic_penalty
 from clbench.training import precision
 from clbench.training.precision import FoldedAttention
 
 
 def test_bf16_rounds_products_and_keeps_weights():
     x, w = torch.rand(8, 64), torch.rand(64, 8)
-    with precision.forward(Recipe(precision="bf16"), torch.device("cpu")):
+    with precision.autocast_context(Recipe(precision="bf16"), torch.device("cpu")):
         assert (x @ w).dtype == torch.bfloat16
-    with precision.forward(Recipe(), torch.device("cpu")):
+    with precision.autocast_context(Recipe(), torch.device("cpu")):
         assert (x @ w).dtype == torch.float32
 
 
 def rounded_once():
     """Return the context that keeps rounded weights, as a large module that is frozen gets it."""
     many = nn.Linear(1024, 1025).requires_grad_(False)
-    return precision.forward(Recipe(precision="bf16"), torch.device("cpu"), many)
+    return precision.autocast_context(Recipe(precision="bf16"), torch.device("cpu"), many)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 1)])
@@ -56,9 +56,9 @@ def test_a_stack_is_rounded_like_one_alone(layer):
     """Autocast alone leaves convolutions in float32 under vmap, and adds biases in float32."""
     x = torch.rand(4, 3, 6, *[1] * (layer.weight.dim() - 2))
     weights = {n: torch.stack([p.detach() * (k + 1) for k in range(4)]) for n, p in layer.named_parameters()}
-    with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=True):
+    with precision.autocast_context(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=True):
         found = torch.func.vmap(lambda w, x: torch.func.functional_call(layer, w, (x,)))(weights, x)
-    with precision.forward(Recipe(precision="bf16"), torch.device("cpu")):
+    with precision.autocast_context(Recipe(precision="bf16"), torch.device("cpu")):
         expected = torch.stack([torch.func.functional_call(layer, {n: w[k] for n, w in weights.items()}, (x[k],))
                                 for k in range(4)])
     assert found.dtype == torch.bfloat16
@@ -74,7 +74,7 @@ def test_normalization_is_rounded_in_a_stack_like_alone(kind, training):
     for stacked in (True, False):
         state = {n: torch.stack([t.detach() * (k + 1) for k in range(4)]) for n, t in layer.state_dict().items()}
         weight = state["weight"].requires_grad_()
-        with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=stacked):
+        with precision.autocast_context(Recipe(precision="bf16"), torch.device("cpu"), layer, stacked=stacked):
             def outputs(state, x):
                 return torch.func.functional_call(layer, state, (x,))
 
@@ -89,8 +89,8 @@ def test_normalization_is_rounded_in_a_stack_like_alone(kind, training):
 def test_a_penalty_stays_in_float32_in_a_stack():
     """Under vmap, `torch.dot` is a matrix product, which autocast alone would round."""
     importance, shift = torch.rand(3, 50) * 100, torch.randn(3, 50, requires_grad=True)
-    with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), stacked=True):
-        penalties = torch.func.vmap(lambda f, d: quadratic(1.0, torch.zeros(()), [(f, d)]))(importance, shift)
+    with precision.autocast_context(Recipe(precision="bf16"), torch.device("cpu"), stacked=True):
+        penalties = torch.func.vmap(lambda f, d: quadratic_penalty(1.0, torch.zeros(()), [(f, d)]))(importance, shift)
     gradient, = torch.autograd.grad(penalties.sum(), shift)
     torch.testing.assert_close(penalties, (importance * shift**2).sum(1) / 2, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradient, importance * shift, rtol=1e-5, atol=0)
@@ -132,7 +132,8 @@ def test_other_attention_is_left_as_it_is(tokens, learns):
 
 def test_short_attention_in_a_stack_is_that_of_its_members():
     inputs = [torch.rand(4, 2, 3, 9, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-    with precision.forward(Recipe(precision="bf16"), torch.device("cpu"), stacked=True), FoldedAttention() as folding:
+    autocast = precision.autocast_context(Recipe(precision="bf16"), torch.device("cpu"), stacked=True)
+    with autocast, FoldedAttention() as folding:
         found = torch.func.vmap(F.scaled_dot_product_attention)(*inputs)
     with rounded_once():
         expected = torch.stack([F.scaled_dot_product_attention(*(t[k] for t in inputs)) for k in range(4)])
@@ -151,7 +152,7 @@ def test_products_by_keyword_and_where_autocast_is_off():
 
 def test_tf32_is_switched_on_inside_only():
     before = torch.get_float32_matmul_precision()
-    with precision.products(Recipe(precision="tf32")):
+    with precision.allow_tf32(Recipe(precision="tf32")):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
 

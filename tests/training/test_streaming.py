@@ -89,8 +89,8 @@ def test_samples_of_a_task_come_before_those_of_the_next_in_the_order_of_its_fir
     stream = tiny_stream("class")
     flow = StreamSampler([t.train for t in stream.tasks], 24, 5)
     for index, task in enumerate(stream.tasks):
-        usual = BatchSampler(24, 24, 5, index).batch(task.train)
-        assert torch.equal(flow.batch(task.train).x, usual.x)
+        usual = BatchSampler(24, 24, 5, index).next_batch(task.train)
+        assert torch.equal(flow.next_batch(task.train).x, usual.x)
 
 
 def test_an_output_becomes_active_with_its_first_sample():
@@ -111,7 +111,7 @@ def test_plain_training_on_the_same_batches_gives_the_same_weights():
     optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
     met = torch.zeros(6, dtype=torch.bool)
     for _ in range(11):
-        batch = flow.batch(stream.tasks[0].train)
+        batch = flow.next_batch(stream.tasks[0].train)
         met[batch.y] = True
         optimizer.zero_grad()
         F.cross_entropy(other.model(stream.prepare(batch.x)).masked_fill(~met, -torch.inf), batch.y).backward()
@@ -165,7 +165,7 @@ def test_the_reference_of_a_gem_is_drawn_before_the_batch_is_offered():
     b, *_ = train(method("a-gem"), hidden(), {"capacity": 20}, until=1)
     strategy = b.strategy
     before = [strategy.memory_x.clone(), strategy.memory_y.clone()]
-    batch = StreamSampler([b.stream.tasks[1].train], 7, 0).batch(b.stream.tasks[1].train)
+    batch = StreamSampler([b.stream.tasks[1].train], 7, 0).next_batch(b.stream.tasks[1].train)
     strategy.observe(batch)
     assert len(strategy.drawn_y) == 20
     rows = {x.numpy().tobytes() for x in before[0]}

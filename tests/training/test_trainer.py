@@ -24,7 +24,7 @@ def prepared(cls=Strategy, index=0, scenario="task"):
 
 def drawn(samples, batch_size, seed, count):
     order = BatchSampler(len(samples), batch_size, seed, 0)
-    return [order.batch(samples) for _ in range(count)]
+    return [order.next_batch(samples) for _ in range(count)]
 
 
 def test_a_pass_meets_every_sample_once_and_the_order_is_the_seeds():
@@ -44,7 +44,7 @@ def test_a_pass_meets_every_sample_once_and_the_order_is_the_seeds():
 def test_the_budget(recipe, steps):
     b, task = prepared()
     assert steps_of(recipe, len(task.train)) == steps
-    assert loop([b.strategy], recipe, [0]).fit([task])[0].steps == steps
+    assert loop([b.strategy], recipe, [0]).take_task_steps([task])[0].steps == steps
 
 
 def test_a_step_is_the_plain_gradient_step():
@@ -65,7 +65,7 @@ def test_a_step_is_the_plain_gradient_step():
         for (n, p), g in zip(theirs.items(), gradients, strict=True):
             moments[n] = 0.9 * moments[n] + g + 0.01 * p.detach()
             theirs[n] = p.detach() - 0.1 * moments[n]
-    loop([b.strategy], recipe, [0]).fit([task])
+    loop([b.strategy], recipe, [0]).take_task_steps([task])
     for n, p in b.strategy.model.named_parameters():
         torch.testing.assert_close(p.detach().double(), theirs[n], rtol=1e-4, atol=1e-6)
 
@@ -73,8 +73,8 @@ def test_a_step_is_the_plain_gradient_step():
 def first_step_of_second_task(state):
     b, task = prepared()
     trainer = TrainingLoop([b.replica], Recipe(lr=0.01, iterations=5, batch_size=8, optimizer_state=state))
-    trainer.fit([task])
-    trainer.fit([task])
+    trainer.take_task_steps([task])
+    trainer.take_task_steps([task])
     return trainer.train_step.optimizer.state[b.strategy.model.head.weight]["step"].item()
 
 
@@ -99,7 +99,7 @@ def test_phases_share_the_steps_and_train_different_things():
     b, task = prepared(TwoPhases)
     calls = []
     b.strategy.loss, plain = lambda batch: (calls.append(b.strategy.seen), plain(batch))[1], b.strategy.loss
-    result = loop([b.strategy], Recipe(iterations=5, batch_size=8), [0]).fit([task])[0]
+    result = loop([b.strategy], Recipe(iterations=5, batch_size=8), [0]).take_task_steps([task])[0]
     assert [c[-1] for c in calls] == [0, 0, 1, 1, 1] or [c[-1] for c in calls] == [0, 0, 0, 1, 1]
     body = sum(p.numel() for n, p in b.strategy.model.named_parameters() if not n.startswith("head"))
     assert (result.steps, result.trainable) == (5, body)
@@ -128,7 +128,7 @@ def test_phases_have_shares_and_samples_of_their_own_and_know_their_steps():
     b.strategy.loss, plain = lambda batch: (sizes.append(len(batch.y)), plain(batch))[1], b.strategy.loss
     recipe = Recipe(iterations=8, batch_size=8, lr=0.02)
     trainer = TrainingLoop([b.replica], recipe)
-    result = trainer.fit([task])[0]
+    result = trainer.take_task_steps([task])[0]
     assert result.steps == 8 and sizes == [8] * 6 + [4] * 2
     assert b.strategy.told == [(0, 6, 0.02), (1, 2, 0.02)]
     assert trainer.train_task(1)[0].steps == 15  # those taken in `after_task` count
@@ -139,21 +139,21 @@ def test_learning_rates_are_multiplied_by_the_first_pattern_that_fits():
     b.strategy.learning_rates = lambda: {"*.bias": 10.0, "model.head.*": 0.5}
     before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
     trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=1e-3, iterations=1))
-    trainer.fit([task])
+    trainer.take_task_steps([task])
     assert [g["lr"] for g in trainer.train_step.optimizer.param_groups] == [5e-4, 1e-3, 1e-2]
     for name, parameter in b.strategy.named_parameters():
         rate = 1e-2 if name.endswith("bias") else 5e-4 if "head" in name else 1e-3
         torch.testing.assert_close(parameter.detach(), before[name] - rate * parameter.grad, rtol=1e-6, atol=1e-8)
     b.strategy.learning_rates = lambda: {"model.*": 0.0}
     with pytest.raises(PluginError, match=r"learning rate of 'model.\*' is multiplied by 0"):
-        trainer.fit([task])
+        trainer.take_task_steps([task])
 
 
 def test_head_lr_is_the_rate_of_the_heads_and_lr_that_of_all_else():
     b, task = prepared()
     before = {n: p.detach().clone() for n, p in b.strategy.named_parameters()}
     trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=1e-3, head_lr=0.05, iterations=1))
-    trainer.fit([task])
+    trainer.take_task_steps([task])
     for name, parameter in b.strategy.named_parameters():
         rate = 0.05 if name.startswith("model.head.") else 1e-3
         torch.testing.assert_close(parameter.detach(), before[name] - rate * parameter.grad, rtol=1e-6, atol=1e-8)
@@ -166,7 +166,7 @@ def test_head_lr_is_refused_where_it_would_do_nothing_or_contradict_the_method()
         b, task = prepared()
         setattr(b.strategy, *change)
         with pytest.raises(SpecError, match=message):
-            loop([b.strategy], recipe, [0]).fit([task])
+            loop([b.strategy], recipe, [0]).take_task_steps([task])
 
 
 def test_head_lr_is_refused_with_a_head_rate():
@@ -192,7 +192,7 @@ def test_every_method_trains_its_heads_by_head_lr_or_refuses_it(name):
 def test_a_budget_too_small_for_the_phases_is_refused():
     b, task = prepared(TwoPhases)
     with pytest.raises(SpecError, match="1 steps cannot be split into 2 phases"):
-        loop([b.strategy], Recipe(iterations=1), [0]).fit([task])
+        loop([b.strategy], Recipe(iterations=1), [0]).take_task_steps([task])
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 12])
@@ -201,7 +201,8 @@ def test_tasks_of_different_sizes_do_not_train_as_one(batch_size):
     smaller = Task(0, task.classes, task.train.take(torch.arange(12)))
     before = [p.clone() for p in one.strategy.parameters()]
     with pytest.raises(ValueError, match="tasks of 12 to 24 training samples do not go in one stack"):
-        loop([one.strategy, two.strategy], Recipe(epochs=1, batch_size=batch_size), [0, 1]).fit([task, smaller])
+        pair = loop([one.strategy, two.strategy], Recipe(epochs=1, batch_size=batch_size), [0, 1])
+        pair.take_task_steps([task, smaller])
     assert all(map(torch.equal, before, one.strategy.parameters()))
 
 
@@ -209,13 +210,13 @@ def test_nothing_to_train_is_refused():
     b, task = prepared()
     b.strategy.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
-        loop([b.strategy], Recipe(iterations=1), [0]).fit([task])
+        loop([b.strategy], Recipe(iterations=1), [0]).take_task_steps([task])
 
 
 def test_cosine_goes_from_the_rate_to_nothing():
     b, task = prepared()
     trainer = TrainingLoop([b.replica], Recipe(optimizer="sgd", lr=0.1, iterations=10, schedule="cosine"))
-    trainer.fit([task])
+    trainer.take_task_steps([task])
     assert trainer.train_step.optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
@@ -223,7 +224,7 @@ def test_cosine_goes_from_the_rate_to_nothing():
 def test_divergence_names_the_task_and_the_step():
     b, task = prepared()
     recipe = Recipe(optimizer="sgd", lr=1e30, iterations=600, batch_size=8)
-    trained = loop([b.strategy], recipe, [0]).fit([task])[0]
+    trained = loop([b.strategy], recipe, [0]).take_task_steps([task])[0]
     assert "NaN or infinite in task 1, step" in str(trained.diverged)
 
 

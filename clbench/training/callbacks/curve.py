@@ -152,7 +152,7 @@ class CurveCallback(Callback):
         sums: dict[str, Tensor] = {}
         size = batch_size(stream, offered.device)
         predict = routed if stream.predicts_tokens else predictions
-        with precision.forward(recipe, offered.device, strategy):
+        with precision.autocast_context(recipe, offered.device, strategy):
             for given_task in given_tasks(strategy.stream_info.scenario, learned):
                 for prediction, y, tasks in predict(strategy, tests, size, given_task):
                     if stream.has_classes:
@@ -190,7 +190,7 @@ class CurveCallback(Callback):
         right = torch.zeros(len(replicas), learned, dtype=torch.int64, device=offered.device)
         size = batch_size(first.stream, offered.device)
         try:
-            with precision.forward(training.recipe, offered.device, first.strategy, stacked=True):
+            with precision.autocast_context(training.recipe, offered.device, first.strategy, stacked=True):
                 for given_task in given_tasks(first.strategy.stream_info.scenario, learned):
                     for batch in zip(*(part.batches(size, given_task) for part in tests), strict=True):
                         x = batch[0][0] if shared else torch.stack([part[0] for part in batch])

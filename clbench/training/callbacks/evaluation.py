@@ -57,7 +57,7 @@ class EvaluationCallback(Callback):
         scenario, is_last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
         cache = self.caches.setdefault(replica, PredictionCache(replica.seed, self.verify_caches))
         began = Clock.now()
-        with precision.forward(recipe, replica.strategy.class_mask.device, replica.strategy):
+        with precision.autocast_context(recipe, replica.strategy.class_mask.device, replica.strategy):
             tally = self.decomposition.make_tally(replica.stream, scenario, learned)
             right: list[Tensor] = []
             not_numbers: list[Tensor] = []

@@ -10,6 +10,7 @@ that is named on the right.
         for each phase:
             around_prepare(replica)               before_phase and phase_samples, and computing what the phase caches
             on_phase
+            on_step                               only in the first phase: step 0
             for each step:
                 around_prepare(replica, batch)    prepare_batch
                 around_step                       loss, gradients, optimizer step
@@ -19,8 +20,8 @@ that is named on the right.
         on_task
     on_end
 
-If a strategy has its own training loop, `on_step` is called once, with step 0, and one `around_prepare(replica)`
-replaces the phases and their steps.
+If a strategy has no phases or its own training loop, `on_step` is called once, with step 0, and there are no calls for
+`training_samples`, phases and steps. A strategy's own training loop runs in one `around_prepare(replica)`.
 `clbench.execution.trial_runner` selects the callbacks of a run.
 """
 
@@ -40,7 +41,7 @@ from clbench.training.steps import TrainStep
 class Training(Protocol):
     """The attributes of the training loop that callbacks use."""
 
-    replicas: list[Replica]  # those that have not diverged
+    replicas: list[Replica]  # without those that failed before; one that diverges stays until after `on_trained`
     recipe: Recipe
     train_step: TrainStep | None  # the training step of the current phase, or of the latest one
     compiled: bool  # whether losses are compiled

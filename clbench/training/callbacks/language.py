@@ -92,7 +92,7 @@ class LanguageCallback(Callback):
                 self._answer(replica, task)
 
     def _forward(self, replica: Replica, training: Training) -> Any:
-        return precision.forward(training.recipe, replica.strategy.class_mask.device, replica.strategy)
+        return precision.autocast_context(training.recipe, replica.strategy.class_mask.device, replica.strategy)
 
     def _score(self, replica: Replica, training: Training, task: int) -> None:
         """Add the scores of all general texts; if the scenario gives the task ID, with the part of `task`."""

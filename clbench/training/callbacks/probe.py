@@ -169,14 +169,11 @@ def features_of(strategy: Strategy, x: Tensor, task: int) -> Tensor:
     try:
         if isinstance(strategy, PerTaskStrategy):
             strategy.forward_task(x, task)
-        elif strategy.predict(x[:1]).task is None:
-            head_inputs.clear()
-            block_outputs.clear()
-            strategy.predict(x)
         else:
+            infers_task = strategy.predict(x[:1]).task is not None
             head_inputs.clear()
             block_outputs.clear()
-            strategy.predict(x, task)
+            strategy.predict(x, task if infers_task else None)
     finally:
         for hook in hooks:
             hook.remove()
