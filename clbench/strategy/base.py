@@ -184,7 +184,7 @@ class Strategy(OldNames, nn.Module):
         return objective_of(self.stream_info.objective)
 
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return prepared batches of vectorized trials in the form for `loss`, without padding that no text needs."""
+        """Return prepared batches of a stack's members in the form for `loss`, without padding that no text needs."""
         return self.objective.collate(batches) if self.stream_info.is_text else list(batches)
 
     def head_of_task(self, task: int | None) -> nn.Module:

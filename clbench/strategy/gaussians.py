@@ -100,7 +100,7 @@ class TaskGaussians(nn.Module):
     task: Tensor
 
     def __init__(self, features: int, device: torch.device) -> None:
-        """Start without classes; `moment` gets its size in `learn`, so that vectorized trials store no zeros."""
+        """Start without classes; `moment` gets its size in `learn`, so that a stack stores no zeros."""
         super().__init__()
         for name, shape in (("sums", (0, features)), ("counts", (0,)), ("moment", (0, 0)), ("weight", (0, features)),
                             ("bias", (0,))):

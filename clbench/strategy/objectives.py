@@ -44,7 +44,7 @@ class Objective(ABC):
 
     @abstractmethod
     def collate(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return the batches of vectorized trials, with prepared inputs, in the form for `Strategy.loss`."""
+        """Return the prepared batches of a stack's members in the form for `Strategy.loss`."""
 
     def cut(self, samples: Samples) -> Samples:
         """Return raw samples without the tokens that no batch of them needs. Default: unchanged."""

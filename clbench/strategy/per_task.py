@@ -64,7 +64,7 @@ class TaskHead(nn.Linear):
     def __init__(self, features: int, classes: tuple[int, ...], outputs: int, like: Tensor) -> None:
         """Initialize the weights as `nn.Linear` does."""
         super().__init__(features, len(classes), device=like.device, dtype=like.dtype)
-        # A buffer and not an attribute, because the order of classes may differ between vectorized trials.
+        # A buffer and not an attribute, because the order of classes may differ between members of a stack.
         self.register_buffer("place", output_places(classes, outputs).to(like.device), persistent=False)
 
     def forward(self, features: Tensor, lateral: Tensor | None = None) -> Tensor:

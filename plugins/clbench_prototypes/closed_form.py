@@ -233,7 +233,7 @@ class SecondOrder(LinearRule):
 
     def __init__(self, model: Network, stream_info: StreamInfo, options: AdaptOptions,
                  width: int | None = None) -> None:
-        """Start with empty sums. The moment gets its size later, so that vectorized trials have no copies of zeros."""
+        """Start with empty sums. The moment gets its size later, so that a stack has no copies of zeros."""
         super().__init__(model, stream_info, options, width)
         self.register_buffer("moment", self.sums.new_empty(0, 0))
 
