@@ -157,13 +157,11 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
 
     data, (root, files, downloads) = info.data, locate_files(info, options, folder)
     assert data is not None
-    needed = []
-    for item in files:
-        status, problem = item.check(root)
-        needed.append({"path": item.path, "what": item.what, "status": status, "problem": problem,
-                       "source": item.source, "sha256": item.sha256})
+    needed = [{"path": item.path, "what": item.what, "status": status, "problem": problem, "source": item.source,
+               "sha256": item.sha256} for item in files for status, problem in [item.check(root)]]
     states = {item["status"] for item in needed}
     status, problem = "wrong" if "wrong" in states else "found" if states <= {"found"} else "missing", ""
+    can_get = any(not file.by_hand and item["status"] != "found" for file, item in zip(files, needed, strict=True))
     if thorough and status == "found" and isinstance(options, NamedOptions):
         try:
             options.find_files(folder)
@@ -172,7 +170,8 @@ def describe(info: BenchmarkInfo, options: Options, folder: Path, thorough: bool
     return {"name": info.name, "data": data.title, "license": data.license, "citation": data.citation,
             "folder": str(root), "status": status, "problem": problem, "automatic": data.automatic,
             "downloads": [{"url": d.url, "size": d.size, "sha256": d.sha256} for d in downloads],
-            "get": get_advice(info, options, root, needed, status) if downloads and status != "found" else "",
+            "get": (get_advice(info, options, root, needed, status)
+                    if downloads and (can_get or status == "wrong") else ""),
             "needed": needed, "variants": variants(options), "check": check_command(info, options)}
 
 

@@ -28,6 +28,7 @@ class Needed:
         sha256: the SHA-256 of a file, if it is known.
         classes: the number of class folders in a folder; 0 means a file, or a folder with any content.
         pattern: a regular expression for the names of the class folders.
+        by_hand: whether no download of the data set has the file.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Needed:
     sha256: str = ""
     classes: int = 0
     pattern: str = r"[^.].*"
+    by_hand: bool = False
 
     def check(self, root: Path) -> tuple[str, str]:
         """Return `found`, `missing` or `wrong` and a description of the problem; `root` is the data set's folder."""

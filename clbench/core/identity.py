@@ -61,8 +61,8 @@ def list_edited(*names: str) -> list[str]:
 def note(name: str) -> State:
     """Return the state of the files of a module, recorded once before the module is imported. Files are not read.
 
-    The state is recorded again if the module was replaced (as when the file of a plugin is run again), or if the module
-    was not imported yet at the last call.
+    The state is recorded again as long as the module is not imported, and if the module was replaced (as when the file
+    of a plugin is run again).
     """
     module = sys.modules.get(name)
     recorded_module, state = _ran.get(name, (None, ()))

@@ -101,9 +101,12 @@ class Options(Strict):
     @field_validator("*", mode="before")
     @classmethod
     def _split_at_plus(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read text as a list for options that are lists: `q+v` is q and v."""
-        kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
-        return value.split("+") if kind is list and isinstance(value, str) else value
+        """Read text as a list for options that are lists: `q+v` is q and v. A single number is a list of one item."""
+        if get_origin(cls.model_fields[info.field_name or ""].annotation) is not list:
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return [value]
+        return value.split("+") if isinstance(value, str) else value
 
     def settled(self, pretrained: bool, network: Callable[[], Any] | None = None) -> Options:
         """Return these options with concrete values in place of values that depend on the model, such as `auto`.

@@ -72,13 +72,13 @@ def find_pending(downloads: Sequence[Download], needed: Sequence[Needed], root: 
 
     Args:
         downloads: the downloads of a benchmark.
-        needed: the files and folders that the benchmark reads. Those that no other download provides are in its
-            archive.
+        needed: the files and folders that the benchmark reads. Those that no other download provides, and that
+            the user does not get by hand, are in its archive.
         root: the folder of the data set.
         data_dir: the data folder, which holds archives until they are unpacked.
     """
-    paths_to_fetch = {item.path for item in needed if (status := item.check(root)[0]) == MISSING or
-                      (item.sha256 and status != PRESENT)}
+    paths_to_fetch = {item.path for item in needed if not item.by_hand and
+                      ((status := item.check(root)[0]) == MISSING or (item.sha256 and status != PRESENT))}
     archived_paths = paths_to_fetch - {download.name for download in downloads if not download.is_archive}
     return [download for download in downloads if
             (bool(archived_paths) or any((data_dir / (download.name + end)).exists() for end in ("", PARTIAL))

@@ -1,4 +1,4 @@
-"""Options of the benchmarks of user data (`images:`, `arrays:`, `table:`, `hf:`), and checks of their paths.
+"""Options of the benchmarks of user data (`images:`, `table:`, `text:` and others), and checks of their paths.
 
 Nothing here imports torch or Avalanche. A run checks paths before it starts a worker (`BenchmarkInfo.check`).
 """

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -274,9 +275,9 @@ def _group_masks(raw: RawStream, share: float, seed: int, name: str) -> tuple[tu
     if not groups:
         return (), []
     counts = [len(split.y) for split in raw.train]
-    tasks = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    labels = torch.cat([split.y for split in raw.train]) if raw.has_classes else torch.zeros_like(tasks)
-    cells = torch.unique(torch.stack([tasks, labels]), dim=1, return_inverse=True)[1]
+    task_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = torch.cat([split.y for split in raw.train]) if raw.has_classes else torch.zeros_like(task_of)
+    cells = torch.unique(torch.stack([task_of, labels]), dim=1, return_inverse=True)[1]
     chosen, ids = choose_groups(torch.cat(groups).numpy(), cells.numpy(), share, seed, "validation", "groups")
     mask = torch.from_numpy(chosen[ids])
     masks = torch.split(mask, counts)
@@ -287,7 +288,9 @@ def _group_masks(raw: RawStream, share: float, seed: int, name: str) -> tuple[tu
              f"{len(chosen)} whole groups"]
     if raw.has_classes:
         tested = [set(split.y[task_mask].tolist()) for split, task_mask in zip(raw.train, masks, strict=True)]
-        notes += note_untested(raw.orders, tested, raw.task_names, raw.class_names, "validation")
+        classes = [*chain.from_iterable(raw.orders)]
+        tasks = [f"task {t}" for t in range(1, len(masks) + 1)] if len(classes) > len(set(classes)) else []
+        notes += note_untested(raw.orders, tested, tasks, raw.class_names or range(1 + max(classes)), "validation")
     return masks, notes
 
 

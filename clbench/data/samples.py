@@ -214,6 +214,10 @@ class UnseenSamples(Samples):
     def __init__(self) -> None:
         """Do not store any samples."""
 
+    def __repr__(self) -> str:
+        """Return a text without the samples."""
+        return f"{type(self).__name__}()"
+
     def __len__(self) -> int:
         """Raise a SpecError, because task boundaries are hidden."""
         raise SpecError(HIDDEN)

@@ -114,7 +114,7 @@ class Torchvision(Hub):
         return weights
 
     def info(self, model: str) -> PretrainedInfo:
-        """Return torchvision's information on the model's default weights, without license and training data."""
+        """Return torchvision's information on the model's first weights, without license and training data."""
         from torchvision.models import get_model_weights
 
         default = next(iter(get_model_weights(inner_name(model))), None)

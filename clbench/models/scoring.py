@@ -61,11 +61,11 @@ class ItemScores:
     exact: tuple[bool, ...]
 
 
-def collate(items: Sequence[TokenItem], padding: int = 0, multiple: int = 1) -> TokenBatch:
-    """Return items as a batch, with L and K rounded up to multiples of `multiple`."""
-    length = round_up(max(len(item.ids) for item in items), multiple)
-    targets = round_up(max(len(item.scored) for item in items), multiple)
-    ids = torch.full((len(items), length), padding)
+def collate(items: Sequence[TokenItem]) -> TokenBatch:
+    """Return items as a batch, padded to the longest item and the most targets."""
+    length = max(len(item.ids) for item in items)
+    targets = max(len(item.scored) for item in items)
+    ids = torch.zeros(len(items), length, dtype=torch.int64)
     mask = torch.zeros(len(items), length, dtype=torch.int64)
     positions = torch.zeros(len(items), targets, dtype=torch.int64)
     y = torch.full((len(items), targets), IGNORED)

@@ -265,6 +265,16 @@ def test_an_archive_that_was_not_unpacked_to_its_end_is_pending(tmp_path):
     assert fetch.find_pending([download], needed, tmp_path / "imagenet-a", tmp_path) == [download]
 
 
+def test_files_that_no_download_has_do_not_make_an_archive_pending(tmp_path, capsys):
+    named_trees.raw_imagenet(tmp_path / "imagenet-r")
+    options = ImageNetROptions(split="l2p")
+    assert fetch.find_pending(options.downloads(), options.needed(), tmp_path / "imagenet-r", tmp_path) == []
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["data", "split-imagenet-r:split=l2p", "--data", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "train_list.txt" in shown and "clbench data get split-imagenet-r:split=l2p" not in shown.replace("\n", " ")
+
+
 def test_get_says_what_to_remove_if_the_data_set_is_not_complete(tmp_path, capsys):
     birds, photos = named_trees.cub(tmp_path / "CUB_200_2011"), named_trees.raw_imagenet(tmp_path / "imagenet-a")
     next((birds / "images" / "001.Bird_1").iterdir()).unlink()

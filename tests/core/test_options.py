@@ -33,6 +33,15 @@ def test_names_are_parsed(text, name, options):
     assert parse_named(text) == (name, options)
 
 
+def test_a_list_may_have_one_number():
+    kind = create_model("Lists", __base__=Options, names=(list[str], []), sizes=(list[int], []))
+    options = validate(kind, parse_named("x:names=2020:sizes=10")[1], "x", "clbench methods")
+    assert (options.names, options.sizes) == (["2020"], [10])
+    assert validate(kind, {"names": "0+a"}, "x", "clbench methods").names == ["0", "a"]
+    with pytest.raises(SpecError, match="sizes"):
+        validate(kind, {"sizes": True}, "x", "clbench methods")
+
+
 @pytest.mark.parametrize("text", ["", "a:", ":rank=1"])
 def test_malformed_names_are_refused(text):
     with pytest.raises(SpecError):

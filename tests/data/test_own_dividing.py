@@ -106,7 +106,7 @@ def test_a_task_of_few_large_groups_has_a_test_all_the_same():
 def test_groups_that_the_data_have_on_both_sides_are_told():
     train, test = samples({"a": 9, "b": 9}, groups=["p"] * 9 + ["q"] * 9), samples({"a": 1, "b": 1}, groups=["q", "r"])
     division = divide(train, test, OwnOptions(tasks=2), 0, "x")
-    assert "1 groups are in training and in test, as the data have it: q" in division.notes
+    assert "1 group is in training and in test, as the data have it: q" in division.notes
 
 
 def test_classes_of_one_task_only_and_small_classes_are_named():

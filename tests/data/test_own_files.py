@@ -16,10 +16,10 @@ from clbench.core.errors import DataError, PluginError, SpecError
 from clbench.core.registry import discover
 from clbench.data.own import texts
 from clbench.data.own.benchmark import copies
-from clbench.data.own.columns import table_files
+from clbench.data.own.columns import labeled, table_files
 from clbench.data.own.hub import hub_files
 from clbench.data.own.instruction_streams import instruction_files
-from clbench.data.own.samples import read_table
+from clbench.data.own.samples import Table, read_table
 from clbench.data.own_options import ArraysOptions, HubOptions, TableOptions, TextOptions, array_files
 from clbench.data.stream import load_stream
 from clbench.execution.trial_record import describe
@@ -403,6 +403,28 @@ def test_parquet_tables_and_columns_of_lists(tmp_path):
     parquet.write_table(pa.table({"u": [1.0, None], "label": [0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="row 2, column 'u': the value is missing"):
         stream("table", "t.parquet", tmp_path)
+
+
+def test_declared_names_of_classes_may_look_like_numbers_or_missing_values():
+    table = Table({"label": ["1.5", "nan", "2"]})
+    assert labeled(table, "label", HubOptions(), "x", ["1.5", "2", "nan"]).labels == ["1.5", "nan", "2"]
+    table = Table({"label": ["1.5"]})
+    with pytest.raises(DataError, match=r"column 'label' is 1.5; .* \(label_column=NAME chooses the column\)$"):
+        labeled(table, "label", HubOptions(), "x")
+    with pytest.raises(DataError, match=r"; targets=NAME predicts numbers\)$"):
+        labeled(table, "label", ArraysOptions(), "x")
+    with pytest.raises(DataError, match="column 'label' is empty"):
+        labeled(Table({"label": ["nan"]}), "label", TableOptions(), "x")
+
+
+@pytest.mark.extra("hf")
+def test_names_of_classes_are_stripped(tmp_path):
+    import datasets
+
+    classes = datasets.ClassLabel(names=["cat ", "dog"])
+    datasets.Dataset.from_dict({"x": [float(i) for i in range(20)], "label": [i % 2 for i in range(20)]}).cast_column(
+        "label", classes).save_to_disk(tmp_path / "d")
+    assert stream("hf", "d", tmp_path, tasks=1).tasks[0].class_names == ("cat", "dog")
 
 
 @pytest.mark.extra("hf")

@@ -123,7 +123,7 @@ def test_folders_within_classes_may_be_groups(tmp_path):
     (tmp_path / "p" / "odd").mkdir()
     _, _, notes = find_photos(name, ImagesOptions(), tmp_path)
     assert "no photos in the folders: odd" in notes
-    assert any("11 photos lie in folders within those of their classes" in note for note in notes)
+    assert any("photos in folders within those of the classes: 11 (" in note for note in notes)
 
 
 def test_parts_with_other_names_are_not_called_tasks_or_groups_alone(tmp_path):
@@ -154,8 +154,8 @@ def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):
     files = image_files(f"images:{tmp_path / 'p'}", {}, tmp_path)
     assert len(files) == 12 and all(file.is_file() for file in files)
     notes = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(), tmp_path)[2]
-    assert notes == [f"2 files in {tmp_path / 'p' / 'train'} were left out: they are no photos by their names "
-                     "(.heic, .txt)"]
+    assert notes == [f"files in {tmp_path / 'p' / 'train'} that are no photos by their names were left out: "
+                     "2 (.heic, .txt)"]
 
 
 def test_photos_of_several_sizes_are_brought_to_one(tmp_path):
@@ -294,7 +294,7 @@ def test_missing_and_wrong_folders_are_errors_that_say_where(tmp_path, monkeypat
     with pytest.raises(DataError, match="needs a folder for each class, but there are no photos in it"):
         find_photos("images:empty", ImagesOptions(), tmp_path)
     folder(tmp_path / "flat")
-    with pytest.raises(DataError, match=r"a folder for each task.* the 20 photos in it lie outside such folders"):
+    with pytest.raises(DataError, match=r"a folder for each task.* the photos in it lie outside such folders"):
         find_photos("images:flat", ImagesOptions(tasks_from="folders"), tmp_path)
     save(tmp_path / "one.png")
     with pytest.raises(DataError, match="is a file"):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,10 @@ def test_groups_that_cannot_be_held_out_are_an_error_or_a_note():
     held = hold_out(grouped(0, 0, 1, 1, 2, 2, 2, 2), 0.5, 0, "raw")
     assert held.test[0].y.tolist() == [0, 0]
     assert held.notes[-1] == "no validation samples: b"
+    whole = grouped(0, 0, 1, 1, 2, 2, 2, 2)
+    assert hold_out(replace(whole, class_names=()), 0.5, 0, "raw").notes[-1] == "no validation samples: 1"
+    twice = replace(whole, train=whole.train * 2, test=whole.test * 2, orders=((0, 1), (0, 1)))
+    assert hold_out(twice, 0.5, 0, "raw").notes[-1] == "no validation samples: b (task 1), b (task 2)"
     assert grouped(*range(8)).digest != grouped(0, *range(7)).digest  # results with other splits are stale
 
 

@@ -68,12 +68,11 @@ def test_scores_do_not_depend_on_batch_size_order_or_padding():
 
 
 def test_batches_have_targets_and_the_places_before_them():
-    batch = collate([TokenItem((5, 6, 7), (2,)), TokenItem((8, 9), (1,)), TokenItem((1, 2, 3, 0), (1, 2, 3))],
-                    padding=0, multiple=4)
+    batch = collate([TokenItem((5, 6, 7), (2,)), TokenItem((8, 9), (1,)), TokenItem((1, 2, 3, 0), (1, 2, 3))])
     assert batch.ids.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0], [1, 2, 3, 0]]
     assert batch.mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
-    assert batch.at.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 2, 0]]
-    assert batch.y.tolist() == [[7, -100, -100, -100], [9, -100, -100, -100], [2, 3, 0, -100]]
+    assert batch.at.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 2]]
+    assert batch.y.tolist() == [[7, -100, -100], [9, -100, -100], [2, 3, 0]]
 
 
 def test_exact_match_is_what_greedy_generation_gives():

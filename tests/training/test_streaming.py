@@ -13,7 +13,7 @@ from clbench.core.errors import PluginError, SpecError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
 from clbench.core.registry import discover
 from clbench.data.prepare import CropFlip
-from clbench.data.samples import StochasticSamples
+from clbench.data.samples import UNSEEN, StochasticSamples
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
@@ -21,7 +21,7 @@ from clbench.experiment.spec import Recipe, build
 from clbench.persistence import callbacks
 from clbench.persistence.callbacks import optimizer_state, restore_optimizer_state
 from clbench.results.store import STATE
-from clbench.strategy.base import Strategy
+from clbench.strategy.base import Strategy, Task
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.testing.rules import divide_tasks
 from clbench.testing.tiny import bench, snapshot, tiny_stream
@@ -314,6 +314,10 @@ def runner(tmp_path_factory):
 def planned(runner, methods, **values):
     return plan(build({"seeds": 1, "model": "mlp:width=16", "benchmark": "helpers.tiny_benchmarks:flat",
                        "scenario": "class", "methods": methods, **values}), runner.registry)
+
+
+def test_a_task_with_hidden_boundaries_can_be_printed():
+    assert "train=UnseenSamples()" in str(Task(0, (0, 1), UNSEEN))
 
 
 HIDDEN = {"arrival": {"boundaries": "hidden", "blur": 0.25}, "recipe": {"batch_size": 9}}

@@ -139,8 +139,8 @@ class ImageNetROptions(ByClassOptions):
                                  f"{self.get_command} downloads it (dataloaders/splits of the repository "
                                  "GT-RIPL/CODA-Prompt)", digest) for name, digest in CODA_LISTS)
         elif self.split == "l2p":
-            lists = tuple(Needed(name, "L2P's list", f"Download {L2P_SOURCE}{name} to the folder of the data set")
-                          for name in L2P_LISTS)
+            lists = tuple(Needed(name, "L2P's list", f"Download {L2P_SOURCE}{name} to the folder of the data set",
+                                 by_hand=True) for name in L2P_LISTS)
         return raw_folders("the 200 folders of classes of imagenet-r.tar, n01443537 and so on",
                            f"{self.get_command} downloads and unpacks it ({HENDRYCKS}imagenet-r.tar)"), *lists
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError, unknown
+from clbench.core.errors import DataError, guess
 from clbench.data.own.benchmark import ROUNDING, label_stream, target_stream
 from clbench.data.own.dividing import divide, divide_targets
 from clbench.data.own.samples import Labeled, Table, as_number, as_text, hint_at_commas, locate, read_table, some
@@ -42,7 +42,7 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
     targets = None if options.target is None else numbers(data, [label], where, label)[:, 0]
     division = (divide(labeled(data, label, options, where), None, options, seed, where) if targets is None else
                 divide_targets(labeled(data, None, options, where), None, options, where))
-    note = f"inputs are {len(used_columns)} columns: {some(used_columns)}"
+    note = f"inputs are {len(used_columns)} column{'s' * (len(used_columns) != 1)}: {some(used_columns)}"
     if options.standardise:
         rows = x[division.train[0]]
         deviations = rows.std(0, correction=0)
@@ -104,8 +104,8 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
     for option in ("label_column", "target_column", "targets", "task_column", "group"):
         named = getattr(options, option, None)
         if named is not None and named not in columns:
-            raise DataError(f"{where}: {option} = {named}: " +
-                            unknown("column", named, columns, "its columns: " + some(columns) + "; the first line"))
+            raise DataError(f"{where}: {option} = {named}: no column {named!r}{guess(named, columns)} (its columns: "
+                            f"{some(columns)})")
     chosen = options.label_column or getattr(options, "target", None)
     if chosen is not None:
         return chosen, []
@@ -139,24 +139,28 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
              ) -> Labeled:
     """Return labels, tasks and groups of a table's rows as text; no labels if no column has them.
 
+    Labels that are among declared names of classes (`classes`) may look like numbers or missing values.
+
     Raises:
         DataError: a cell is empty, or labels are numbers that are not whole.
     """
-    def text(column: str | None) -> list[str] | None:
+    def text(column: str | None, missing: Sequence[str] = MISSING) -> list[str] | None:
         if column is None:
             return None
         values = [value.strip() for value in as_text("" if v is None else v for v in table.columns[column])]
         for index, value in enumerate(values):
-            if value in MISSING:
+            if value in missing:
                 raise DataError(f"{where}: {table.place(index, column)} is empty")
         return values
 
-    labels = text(label) or []
-    for index, value in enumerate(labels):
+    labels = text(label, ("",) if classes else MISSING) or []
+    for index, value in enumerate(() if classes else labels):
         number = as_number(value)
         if number is not None and not number.is_integer():
+            target = getattr(options, "TARGET", "")
             raise DataError(f"{where}: {table.place(index, str(label))} is {value}; labels must be names or whole "
-                            "numbers (label_column=NAME chooses the column; target_column=NAME predicts numbers)")
+                            "numbers (label_column=NAME chooses the column"
+                            + (f"; {target}=NAME predicts numbers)" if target else ")"))
     return Labeled(labels, text(options.task_column), text(options.group), tuple(classes))
 
 

@@ -143,9 +143,9 @@ def _read_labels(part: Any, label: str, options: HubOptions, where: str) -> Labe
     for column in filter(None, (label, options.task_column, options.group)):
         values, feature = list(part[column]), part.features[column]
         if _kind(feature) == "ClassLabel":
-            names = feature.names
+            names = [name.strip() for name in feature.names]
             values = [None if v is None or v == UNLABELED else names[v] for v in values]
-            classes = names if column == label else classes
+            classes = list(dict.fromkeys(names)) if column == label else classes
         columns[column] = values
     return labeled(Table(columns), label, options, where, classes)
 

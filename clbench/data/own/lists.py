@@ -100,7 +100,7 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
             deep += folder_count > depth
     layout = "a folder for each task and in it one for each class" if depth > 1 else "a folder for each class"
     if not files:
-        problem = (f"the {shallow} photos in it lie outside such folders" if shallow else
+        problem = ("the photos in it lie outside such folders" if shallow else
                    f"there are no photos in it ({', '.join(sorted(SUFFIXES))})")
         raise DataError(f"{where}: {root} needs {layout}, but {problem}: move the photos into such folders")
     class_folders = [folder for outer in _folders(root) for folder in (_folders(outer) if tasks else [outer])]
@@ -108,11 +108,11 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
     if empty := [folder.relative_to(root).as_posix() for folder in class_folders if folder not in with_photos]:
         notes.append(f"no photos in the folders: {readable_name(some(empty))}")
     if shallow:
-        notes.append(f"{shallow} photos in {readable_name(str(root))} were left out: they do not lie in {layout}")
+        notes.append(f"photos in {readable_name(str(root))} that do not lie in {layout} were left out: {shallow}")
     if skipped:
         kinds = readable_name(some(sorted({suffix or "no suffix" for suffix in skipped})))
-        notes.append(f"{len(skipped)} files in {readable_name(str(root))} were left out: they are no photos by their "
-                     f"names ({kinds})")
+        notes.append(f"files in {readable_name(str(root))} that are no photos by their names were left out: "
+                     f"{len(skipped)} ({kinds})")
     relative_parts = [path.relative_to(root).parts for path in files]
     if deep and depth == 1 and not groups:
         inner_names = {folder: {parts[1] for parts in relative_parts if parts[0] == folder and len(parts) > depth + 1}
@@ -124,7 +124,7 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
                             "tasks_from=folders if the outer folders are tasks and the inner ones classes, or "
                             "groups_from=folders if the outer folders are classes and the inner ones groups" +
                             (parts if any(name.lower().startswith(TRAIN) for name in inner_names) else ""))
-        notes.append(f"{deep} photos lie in folders within those of their classes (tasks_from=folders takes the outer "
+        notes.append(f"photos in folders within those of the classes: {deep} (tasks_from=folders takes the outer "
                      "folders for tasks, groups_from=folders the inner ones for groups)")
     names = None
     if groups:

@@ -105,9 +105,9 @@ def some(names: Iterable[str], most: int = SHOWN) -> str:
 
 
 def note_untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
-                  classes: Sequence[str], kind: str = "test") -> list[str]:
+                  classes: Sequence[str | int], kind: str = "test") -> list[str]:
     """Return a note on classes of a task without test samples; `tested` has the labels of each task's test samples."""
-    without = [classes[c] + (f" ({tasks[t]})" if tasks else "") for t, order in enumerate(orders)
+    without = [f"{classes[c]} ({tasks[t]})" if tasks else str(classes[c]) for t, order in enumerate(orders)
                for c in order if c not in tested[t]]
     return [f"no {kind} samples: {some(without)}"] if without else []
 
@@ -136,7 +136,8 @@ def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
     if train.groups is None or test.groups is None:
         return []
     shared = sort_names(set(train.groups) & set(test.groups))
-    return [f"{len(shared)} groups are in training and in test, as the data have it: {some(shared)}"] if shared else []
+    count = "1 group is" if len(shared) == 1 else f"{len(shared)} groups are"
+    return [f"{count} in training and in test, as the data have it: {some(shared)}"] if shared else []
 
 
 def hint_at_commas(names: Iterable[str]) -> str:
@@ -158,7 +159,7 @@ class Table:
 
 
 def read_table(path: Path, where: str) -> Table:
-    """Return the columns of a .csv, .tsv, .jsonl (an object on each line) or .parquet file.
+    """Return the columns of a .csv, .tsv, .txt, .jsonl (an object on each line) or .parquet file.
 
     Raises:
         DataError: the file cannot be read, has no header, or has rows of different lengths.
@@ -169,7 +170,7 @@ def read_table(path: Path, where: str) -> Table:
     if path.suffix.lower() == ".jsonl":
         return _json_lines(path, where)
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise DataError(f"{where}: {path.name} is none of .csv, .tsv, .jsonl and .parquet")
+        raise DataError(f"{where}: {path.name} is none of .csv, .tsv, .txt, .jsonl and .parquet")
     csv.field_size_limit(sys.maxsize)  # a text may be long
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

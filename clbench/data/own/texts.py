@@ -48,8 +48,8 @@ def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> RawStrea
         DataError: a file lacks a column, a text has no tokens, or `own_benchmark` raises an error.
     """
     train, test = parts(name, options, data_dir)
-    x, x_test = (tokenized(p.texts, options, f"benchmark {name!r}") if p is not None else None for p in (train, test))
-    assert x is not None
+    x = tokenized(train.texts, options, f"benchmark {name!r}")
+    x_test = None if test is None else tokenized(test.texts, options, f"benchmark {name!r}")
     texts = [*train.texts, *(test.texts if test is not None else ())]
     empty = sum(not one.strip() for one in texts)
     unused = _unused_files(locate(name, data_dir)) if test is not None else []
@@ -148,7 +148,7 @@ def _task_per_file(folder: Path, options: TextOptions, where: str) -> Texts:
 
 
 def read(path: Path, options: TextOptions, where: str) -> Texts:
-    """Return the texts of a file with columns (`columns.read_table`); the options name the columns.
+    """Return the texts of a file with columns (`samples.read_table`); the options name the columns.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a value is missing.
