@@ -59,7 +59,7 @@ def command(a: Path, b: Path, metric: str | None, max_trials: int, out: Path | N
     from clbench.execution import explaining, run
 
     registry, folder = discover(files=plugins), out or Path("runs") / f"explain-{a.stem}-{b.stem}"
-    study = explaining.prepare(a, b, metric, flags, registry, max_trials, folder)
+    study = explaining.prepare(a, b, metric, flags, registry, max_trials, folder, note)
     pair = study.pair
     experiment = run.load_run(pair.a, study.planned, registry, folder, stale, note)
     click.echo("\n".join(describe_plan(study, experiment)), err=not dry_run)

@@ -63,7 +63,7 @@ def listing(experiment: Experiment, duration: bool = True) -> tuple[str, list[st
             figures = [NONE] * 3
         rows.append([trial.key, planned.label, trial.scenario, trial.seed, state(record, experiment), *figures])
     table = tabulate(rows, headers=HEADERS, disable_numparse=True, colalign=("left",) * 5 + ("right",) * 3)
-    line = needed(experiment, counted) if duration else ""
+    line = describe_duration(experiment, counted) if duration else ""
     return f"{table}\n\n{line}" if line else table, errors
 
 
@@ -74,10 +74,13 @@ def report_unbuilt(errors: Sequence[str]) -> int:
     return int(bool(errors))
 
 
-def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
+def describe_duration(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     """Return how long the missing trials will take, and the basis of this estimate; empty if there is none."""
     if not experiment.missing or not (counted or experiment.records):
         return ""
+    settings = experiment.spec.execution
+    if settings.executor == "ray" and settings.workers is None:
+        return ""  # only the cluster knows how many workers fit
     from clbench.core.device import pick_device
     from clbench.execution.progress import clock, plural
     from clbench.execution.run import plan_workers
@@ -89,7 +92,8 @@ def needed(experiment: Experiment, counted: Mapping[Kind, Forecast]) -> str:
     workers = 1 if plan.shrink and device != "cpu" else max(plan.workers, 1)
     time_left = TimeLeft(experiment.missing)
     time_left.ready(workers)
-    records = [record for record in experiment.records.values() if is_comparable(record, device, plan.start.threads)]
+    threads = plan.start.threads_on(device)
+    records = [record for record in experiment.records.values() if is_comparable(record, device, threads)]
     time_left.known(records)
     for record in records:
         if result := read_times(record):
@@ -235,8 +239,9 @@ def measure_trial_speed(planned: PlannedTrial, stream: Stream, experiment: Exper
 
     previous_threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(plan_workers(experiment, "").start.threads or previous_threads)
-        return measure_speed(planned.trial, stream.to(pick_device(experiment.spec.device)), experiment.registry).speed
+        device = pick_device(experiment.spec.device)
+        torch.set_num_threads(plan_workers(experiment, "").start.threads_on(device.type) or previous_threads)
+        return measure_speed(planned.trial, stream.to(device), experiment.registry).speed
     except Exception as error:  # the run itself will report the cause
         click.echo(f"Note: no step of the model could be timed: {typed_message(error)}", err=True)
         return None

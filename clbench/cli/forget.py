@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,17 @@ EXAMPLES = (
     ("clbench forget BASE adapter --new acme.jsonl --tasks beta.jsonl --scale 0,0.25,0.5,0.75,1",
      "compares weaker versions of an adapter"),
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers, without NaN and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a number of the range."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def read_scales(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...]:
@@ -57,13 +68,13 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 @click.option("--chat-template", type=FILE, metavar="FILE", help="File with a chat template (Jinja) for messages.  "
               "[default: the template of BASE]")
 @click.option("--any-base", is_flag=True, help="Accept adapters that name another base model, if all weights fit.")
-@click.option("--margin-nll", type=click.FloatRange(min=0), default=0.05, show_default=True, metavar="NATS",
+@click.option("--margin-nll", type=FiniteRange(min=0), default=0.05, show_default=True, metavar="NATS",
               help="Largest increase of nll, in nats per token, that does not count as lost.")
-@click.option("--margin-exact", type=click.FloatRange(min=0, max=100), default=1.0, show_default=True, metavar="POINTS",
+@click.option("--margin-exact", type=FiniteRange(min=0, max=100), default=1.0, show_default=True, metavar="POINTS",
               help="Largest decrease of exact matches, in percentage points, that does not count as lost.")
 @click.option("--scale", "scales", callback=read_scales, metavar="LIST", help="Also score the LoRA adapter with its "
               "update multiplied by each number, as in 0,0.25,0.5,0.75,1. This needs --new, and --tasks or --general.")
-@click.option("--export-scale", type=click.FloatRange(min=0), metavar="S", help="Write the adapter with its update "
+@click.option("--export-scale", type=FiniteRange(min=0), metavar="S", help="Write the adapter with its update "
               "multiplied by S to the folder --to.")
 @click.option("--to", type=PATH, metavar="DIR", help="New folder for the adapter that --export-scale writes.")
 @click.option("--show", is_flag=True, help="Print the first item of each file with its scored tokens marked, without "

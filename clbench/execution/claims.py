@@ -33,7 +33,7 @@ class TrialClaims:
         self.note = note
         self.acquired_locks: dict[str, Lock | None] = {}
         self.elsewhere: dict[str, PlannedTrial] = {}
-        self.locks = True
+        self.has_locks = True
 
     def take(self, planned: PlannedTrial) -> bool:
         """Lock a trial and return whether to run it.
@@ -44,7 +44,7 @@ class TrialClaims:
         if key in self.acquired_locks:
             return True
         acquired = self._lock(key)
-        if acquired is None and self.locks:
+        if acquired is None and self.has_locks:
             self.elsewhere[key] = planned
             return False
         self.elsewhere.pop(key, None)
@@ -62,9 +62,9 @@ class TrialClaims:
     def hold_trial(self, key: str) -> Iterator[None]:
         """Lock a finished trial inside the block; wait first while another process has it locked."""
         acquired = self._lock(key)
-        if acquired is None and self.locks:
+        if acquired is None and self.has_locks:
             self.note(f"another clbench runs trial {key[:6]} in this folder; waiting")
-        while acquired is None and self.locks:
+        while acquired is None and self.has_locks:
             time.sleep(POLL_SECONDS)
             acquired = self._lock(key)
         try:
@@ -96,12 +96,12 @@ class TrialClaims:
 
     def _lock(self, key: str) -> Lock | None:
         """Lock a trial; None if another process has it, or if the folder has no file locks (noted once)."""
-        if not self.locks:
+        if not self.has_locks:
             return None
         try:
             return lock(self.store.locks / f"{key}.lock")
         except NoLocks:
-            self.locks = False
+            self.has_locks = False
             self.note(f"there are no file locks for {self.store.directory}: let one clbench run there at a time")
             return None
         except OSError as error:

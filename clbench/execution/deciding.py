@@ -54,7 +54,7 @@ def rule_of(spec: Spec, labels: Sequence[str]) -> UntilDecided:
     return UntilDecided(baseline=spec.baseline, first=len(spec.seeds), most=spec.max_seeds)
 
 
-def begin(spec: Spec, planned: Sequence[PlannedTrial], out: Path, shard: str | None) -> list[PlannedTrial]:
+def initial_trials(spec: Spec, planned: Sequence[PlannedTrial], out: Path, shard: str | None) -> list[PlannedTrial]:
     """Return the initial trials: all of the first seeds, and of later seeds up to the last one with a record, by row.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from clbench.core.errors import ClbenchError, MissingDataError, SpecError
 from clbench.core.registry import Registry
 from clbench.experiment.factors import METRIC, Factor, Pair, Place, compare, factors
-from clbench.experiment.overrides import read_spec
+from clbench.experiment.overrides import Note, read_spec
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.columns import Measure, find_tested
@@ -57,7 +57,7 @@ class Study:
 
 
 def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], registry: Registry, most: int,
-            run_folder: Path | None = None) -> Study:
+            run_folder: Path | None = None, note: Note | None = None) -> Study:
     """Read two experiments and plan the trials that explain their difference.
 
     Args:
@@ -68,6 +68,7 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
         registry: the installed plugins.
         most: largest number of trials.
         run_folder: the run folder.
+        note: receives notes on settings that replace those of the files.
 
     Raises:
         SpecError: a file is invalid; the metrics are unknown, more than two, of different units or need joint
@@ -76,7 +77,7 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
     titles = [name.strip() for name in metric.split(",")] if metric else []
     if len(titles) > 2:
         raise SpecError(f"--metric: one metric, or A's and B's, got {len(titles)}")
-    first, second = (read_spec(path, {}, given, ()) for path in (a, b))
+    first, second = (read_spec(path, {}, given, (), registry, note) for path in (a, b))
     measures = _measure(first, titles[:1], registry), _measure(second, titles[-1:], registry)
     check_units(measures)
     pair = compare(first, second, registry, (str(a), str(b)),

@@ -92,7 +92,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
     trials = plan(spec, registry)
     refuse_doubles(trials)
     if spec.until:
-        first_trials = deciding.begin(spec, trials, out, shard)
+        first_trials = deciding.initial_trials(spec, trials, out, shard)
         experiment = load_run(spec, first_trials, registry, out, on_stale, note)
         experiment.most = deciding.count_most_trials(spec, trials)
     else:

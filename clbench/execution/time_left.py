@@ -22,7 +22,7 @@ from clbench.results.provenance import machine
 from clbench.results.records import Record
 
 Kind = tuple[tuple[str, ...], str]  # setting and method: trials of a kind differ in their seed only
-USUAL = 5e7  # assumed FLOPs that take as long as the fixed overhead of a step, until the speed has been measured
+DEFAULT_FLOPS_OF_A_STEP = 5e7  # FLOPs in the time of a step's fixed overhead, until the speed has been measured
 
 
 def kind_of(trial: Trial) -> Kind:
@@ -182,7 +182,7 @@ class TimeLeft:
     @property
     def flops_of_a_step(self) -> float:
         """Return the number of FLOPs that take as long as the fixed overhead of a step."""
-        return USUAL if self.speed is None else max(self.speed.step * self.speed.flops, 1.0)
+        return DEFAULT_FLOPS_OF_A_STEP if self.speed is None else max(self.speed.step * self.speed.flops, 1.0)
 
     def seconds(self, now: float) -> float | None:
         """Return the estimated remaining seconds, or None if nothing is known about any trial."""

@@ -48,7 +48,10 @@ def settings_problem(stream: Stream, settings: ExecutionSettings, general: Colle
             "--evaluate-every" if settings.evaluate_every is not None and stream.common_test else "")
     if not flag:
         return ""
-    return (f"{flag} needs a test set for each task, and here all tasks share one; leave it out, or add --validation"
+    remedy = "leave it out, or add --validation"
+    if flag == "--evaluate-every":
+        remedy += "; in place of --online, which turns it on, use --epochs 1 --batch-size 10"
+    return (f"{flag} needs a test set for each task, and here all tasks share one; {remedy}"
             if stream.common_test else f"{flag} is about classes, which this benchmark does not have; leave it out")
 
 

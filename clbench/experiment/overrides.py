@@ -132,9 +132,11 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
     """
     methods, problems = list(spec.methods), []
     # Setting a learning rate removes an earlier lr_per (`combine`), so dependent settings are applied last.
-    dependents = tuple(f".{OWN_RECIPE}{name}" for name in chain.from_iterable(DEPENDENT.values()))
-    for setting in sorted(settings, key=lambda text: text.partition("=")[0].endswith(dependents)):
-        names = set(chain.from_iterable(map(names_of, methods)))
+    dependents = tuple(f".{OWN_RECIPE}{name}=" for name in chain.from_iterable(DEPENDENT.values()))
+    for setting in sorted(settings, key=lambda text: any(name in f"{text}=" for name in dependents)):
+        # A setting changes the name of a row that is written with its options; the old name stays valid.
+        names_by_row = [names_of(old) | names_of(new) for old, new in zip(spec.methods, methods, strict=True)]
+        names = set(chain.from_iterable(names_by_row))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
         option, eq, text = setting[len(target) + 1:].partition("=")
@@ -146,7 +148,8 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
                             + ", ".join(sorted(names)))
         else:
             options = {option.strip().replace("-", "_"): value}
-            methods = [m.with_options(options) if target in names_of(m) else m for m in methods]
+            methods = [m.with_options(options) if target in own_names else m
+                       for m, own_names in zip(methods, names_by_row, strict=True)]
     if problems:
         raise SpecError("\n".join(problems))
     return spec.model_copy(update={"methods": tuple(methods)})

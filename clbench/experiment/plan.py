@@ -133,7 +133,7 @@ def _objective_problems(objective: ObjectiveInfo, scenarios: Sequence[Scenario],
                         "classes; choose scenario task or domain")
     if spec.arrival != Arrival():
         problems.append(f"benchmark {spec.benchmark.name!r} has no classes, so its samples arrive task by task; leave "
-                        "blur, repeat and boundaries out")
+                        "blur, repeat, imbalance and boundaries out")
     return problems
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from clbench.core import options as opt
 from clbench.core.objective import ACCURACY
@@ -87,6 +87,12 @@ class Trial(BaseModel):
         0.0, description="Share of the training samples that was held out and replaces the test set; 0: none.")
     arrival: Arrival = Field(Arrival(), description="How training samples arrive.")
     continues: Continued | None = Field(None, description="Finished trial that this trial continues.")
+
+    @field_validator("own_recipe")
+    @classmethod
+    def _restore_tuples(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Turn lists, as JSON has them, into tuples, as a recipe has them."""
+        return {name: tuple(part) if isinstance(part, list) else part for name, part in value.items()}
 
     @model_serializer(mode="wrap")
     def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from clbench import cli
 from clbench.core.registry import discover
-from clbench.execution.explaining import design
+from clbench.execution.explaining import design, prepare
 from clbench.experiment.factors import compare
 from clbench.experiment.spec import build
 from clbench.report.columns import find_tested
@@ -106,6 +106,22 @@ def test_a_seed_without_an_outcome_is_left_out(capsys, tmp_path, files):
 def test_mistakes_are_one_line_with_the_way_out(capsys, tmp_path, files, args, line):
     code, out, err = call(capsys, *files, "--out", tmp_path / "run", *args)
     assert (code, out) == (2, "") and re.search(line, err) and len(err.splitlines()) == 1
+
+
+def test_methods_of_a_plugin_in_a_file_are_the_rows_of_the_experiments(files, tmp_path):
+    (tmp_path / "mine.py").write_text("""from clbench import Options, Strategy, StrategyInfo, hookimpl
+class MineOptions(Options):
+    strength: float = 1.0
+@hookimpl
+def clbench_strategies():
+    return [StrategyInfo("mine", Strategy, "a method", MineOptions)]
+""")
+    for file in files:
+        file.write_text(file.read_text().replace('["naive", "er"]',
+                                                 '[{name="mine", options={strength=[1, 2]}, recipe={lr=0.5}}]'))
+    registry = discover(files=(tmp_path / "mine.py",))
+    study = prepare(*files, None, {"methods": "mine:strength=2"}, registry, 400)
+    assert {item.trial.trained_by.lr for item in study.planned} == {0.5}
 
 
 def test_a_model_that_cannot_take_the_other_benchmarks_inputs_goes_with_the_benchmark():

@@ -435,6 +435,8 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
     (("base", "adapter", "--new", "new.jsonl", *DIAL), "name the others by --tasks FILE or --general FILE"),
     (("base", "adapter", "fresh", *FILES, *DIAL), "--scale takes one adapter, found 2 models"),
     (("base", "adapter", *FILES, "--scale", "0,x"), "expected numbers such as 0,0.25,0.5,0.75,1"),
+    (("base", "adapter", "--export-scale", "nan", "--to", "made"), "nan is not a finite number"),
+    (("base", "adapter", *FILES, "--margin-nll", "inf"), "inf is not a finite number"),
     (("base", "adapter", "--export-scale", "1", "--to", "made", "--fail-on", "lost"), "--fail-on needs files to score"),
     (("base", "adapter", "--export-scale", "1", "--to", "made", "--scale", "0.5"), "--scale needs files to score"),
     (("base", "adapter", *FILES, "--export-scale", "1"), "--export-scale and --to go together"),

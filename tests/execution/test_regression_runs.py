@@ -155,7 +155,7 @@ def test_stacked_seeds_are_those_that_run_alone(table, method):
     (["naive"], {"execution": {"general": ["english"]}}, "--general scores texts under language models"),
     (["naive"], {"options": ":label_column=age"}, "label_column is about classes, and price has numbers to predict"),
     (["naive"], {"options": ":tasks=2"}, "tasks divides the data by class, but the options also say"),
-    (["naive"], {"arrival": {"blur": 0.5}}, "leave blur, repeat and boundaries out")])
+    (["naive"], {"arrival": {"blur": 0.5}}, "leave blur, repeat, imbalance and boundaries out")])
 def test_what_needs_classes_is_refused_in_one_sentence(table, methods, values, message):
     if "execution" in values:
         values = {"execution": {"data": table.parent, **values["execution"]}}

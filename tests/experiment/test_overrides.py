@@ -124,6 +124,16 @@ def test_settings_reach_every_method_of_a_name_or_one_label():
     assert [m.options for m in written.methods] == [{"rank": 4, "alpha": 0.5}, {"rank": 2}]
 
 
+def test_several_settings_of_a_row_that_is_named_with_its_options():
+    for settings in (["lora:rank=4.alpha=0.5", "lora:rank=4.recipe.lr_per=64", "lora:rank=4.recipe.lr=0.01"],
+                     {"lora:rank=4.alpha": 0.5, "lora:rank=4.recipe.lr_per": 64, "lora:rank=4.recipe.lr": 0.01}):
+        method, other = set_options(build({"methods": "lora:rank=4,lora:rank=2"}), settings).methods
+        assert (method.options, method.recipe) == ({"rank": 4, "alpha": 0.5}, {"lr": 0.01, "lr_per": 64})
+        assert (other.options, other.recipe) == ({"rank": 2}, {})
+    renamed, = set_options(build({"methods": "lora"}), ["lora.rank=4", "lora:rank=4.alpha=0.5"]).methods
+    assert renamed.options == {"rank": 4, "alpha": 0.5}
+
+
 def test_a_mapping_sets_values_as_they_are():
     spec = set_options(build(FILE), {"lora.rank": [1, 2], "mild.fisher-samples": None})
     assert spec.methods[0].options == {"rank": [1, 2]}

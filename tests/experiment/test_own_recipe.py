@@ -9,6 +9,7 @@ from clbench.core.registry import discover
 from clbench.experiment.overrides import set_options
 from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build, change_recipe
+from clbench.experiment.trial import Trial
 from clbench.report.analysis.notes import own_recipe
 from clbench.results.store import Store
 
@@ -105,6 +106,18 @@ def test_a_published_recipe_inherits_only_budget_and_precision(changes):
 def test_methods_of_clbench_have_recipes_that_are_valid():
     for info in discover().strategies.values():
         change_recipe(Recipe(), info.recipe)
+
+
+def test_a_record_has_the_row_of_its_planned_trial():
+    registry = discover()
+    names = [name for name, info in registry.strategies.items() if info.recipe]
+    methods = [{"name": name, "recipe": "published"} for name in names]
+    spec = build({"methods": methods, "seeds": 1, "scenario": "class"})
+    rows = {item.trial.method_config: item.trial for item in plan(spec, registry)}
+    assert any("recipe.milestones=[" in row for row in rows)
+    for row, trial in rows.items():
+        read = Trial.model_validate_json(trial.model_dump_json())
+        assert (read, read.key, read.method_config) == (trial, trial.key, row)
 
 
 def test_a_run_trains_by_it_and_its_report_says_so(tmp_path):

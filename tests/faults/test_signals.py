@@ -8,7 +8,10 @@ import time
 import pytest
 from helpers.hostile import install_hostile
 
-from clbench.execution import interrupts
+from clbench.core.registry import discover
+from clbench.execution import interrupts, run
+from clbench.execution.workers.plan import Listener
+from clbench.experiment.spec import build
 from clbench.results.store import Store
 
 
@@ -46,6 +49,19 @@ def test_the_second_signal_waits_for_nothing():
 def test_outside_what_is_held_a_signal_interrupts_at_once():
     with pytest.raises(KeyboardInterrupt), interrupts.handle_signals():
         send()
+
+
+def test_a_signal_in_the_managing_process_keeps_all_finished_trials_of_a_stack(tmp_path):
+    class Interrupts(Listener):
+        def finished(self, record):
+            if record.trial.seed == 0:
+                send()
+
+    spec = build({"methods": "naive", "seeds": 3, "model": "mlp:width=8", "recipe": {"iterations": 2}, "device": "cpu",
+                  "execution": {"workers": 0, "stack": 3}})
+    with pytest.raises(KeyboardInterrupt), interrupts.handle_signals():
+        run.execute(run.prepare(spec, discover(), tmp_path), Interrupts(), command="")
+    assert sorted(record.trial.seed for record in Store(tmp_path).read()[0]) == [0, 1, 2]
 
 
 def test_a_thread_leaves_the_signals_alone():

@@ -131,8 +131,9 @@ def test_the_fact_is_written_only_if_it_is_true(run):
     ("--probe", {"probe": True}), ("--anatomy", {"anatomy": "each"}), ("--evaluate-every", {"evaluate_every": 2})])
 def test_what_needs_a_test_set_for_each_task_is_refused_but_not_for_validation(flag, values, tmp_path):
     asked = {"benchmark": ONE_TEST, "methods": "naive", "scenario": "class", "out": tmp_path, **SIZES, **values}
-    with pytest.raises(SpecError, match=f"{flag} needs a test set for each task, and here all tasks share one"):
+    with pytest.raises(SpecError, match=f"{flag} needs a test set for each task, and here all tasks share one") as it:
         clbench.run(**asked)
+    assert ("in place of --online" in str(it.value)) == (flag == "--evaluate-every")
     record, = clbench.run(**asked, validation=0.2)
     assert record.status == "done" and not record.common_test and record.stream.test_samples == [6] * 3
 

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from clbench.core.compat import uncollected
 from clbench.core.errors import ClbenchError
 from clbench.core.registry import Registry, discover
+from clbench.execution import interrupts
 from clbench.execution.workers import protocol
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan, refuse_default_domain
 from clbench.execution.workers.pool import Inbox, Pool, WorkerError, WorkerHandle
@@ -72,8 +73,9 @@ def run_in_process(todo: Sequence[PlannedTrial], plan: WorkerPlan, listener: Lis
         elif isinstance(event, Running):
             listener.progress(event.progress)
         elif isinstance(event, Finished):
-            for record in event.records:
-                listener.finished(record)
+            with interrupts.defer_signals():  # a signal must not lose the other trials of a stack
+                for record in event.records:
+                    listener.finished(record)
 
     worker = Worker(plan.start, handle, plan.registry)
     while planned := checks.next():
@@ -200,8 +202,7 @@ class Worker:
         self.send = send
         self.runner = TrialRunner(start.settings, start.device, start.command,
                                   registry or discover(files=start.plugins), start.artifacts, start.checkpoints)
-        is_accelerated = self.runner.device.type != "cpu"  # with --device auto, it is known only now
-        threads = start.alone if is_accelerated and start.alone is not None else start.threads
+        threads = start.threads_on(self.runner.device.type)  # with --device auto, the device is known only now
         if threads is not None:
             torch.set_num_threads(threads)
         self.provenance = provenance.collect("", self.runner.device, start.command)

@@ -42,6 +42,10 @@ class Start(Message):
     checkpoints: Path | None = None  # folder for checkpoints; None: no checkpoints
     plugins: tuple[Path, ...] = ()  # files of plugins that are not installed
 
+    def threads_on(self, device: str) -> int | None:
+        """Return the torch threads of a worker on a type of device."""
+        return self.threads if device == "cpu" or self.alone is None else self.alone
+
     @model_validator(mode="after")
     def _check_paths(self) -> Start:
         for path in map(str, filter(None, (self.settings.data, *self.plugins))):
