@@ -119,7 +119,7 @@ class HerdedMemory(SampleMemory):
         self.store(exemplars)
         self.sizes = self.sizes + [len(rows) for rows in chosen]
 
-    def share(self, sets: int, of_class: int) -> int:
+    def slots_per_set(self, sets: int, of_class: int) -> int:
         """Return the maximum number of samples in a set.
 
         Args:
@@ -132,11 +132,11 @@ class HerdedMemory(SampleMemory):
 
     def set_size(self, sets: int, of_class: int) -> int:
         """Return the maximum number of exemplars in a set, with arguments as in `share`. Default: `share`."""
-        return self.share(sets, of_class)
+        return self.slots_per_set(sets, of_class)
 
     def _require(self, sets: int, of_class: int, of_what: str) -> None:
         """Raise a `SpecError` if a set would have fewer samples than needed."""
-        if self.share(sets, of_class) >= self.fewest:
+        if self.slots_per_set(sets, of_class) >= self.fewest:
             return
         if self.options.per_class is None:
             setting, minimum = f"capacity = {self.options.capacity}", sets * self.fewest

@@ -20,7 +20,7 @@ from clbench.strategy.common_options import StartOptions
 from clbench.strategy.per_task import FrozenBase, check_base
 
 START = 0.01  # upper bound of the uniform initialization, as in google-research/l2p
-DEPTH = 12  # transformer blocks of the papers' network
+DEPTH = 12  # transformer blocks of the in_paper' network
 
 
 class PromptedStrategy(FrozenBase):
@@ -113,7 +113,7 @@ class PromptedStrategy(FrozenBase):
         """Return the network's features [N, D] of inputs x with prefixes in its attention."""
         return self.model.pooled(self.model.encode(self.model.embed(x), prefixes))
 
-    def share(self, option: str, chosen: int | None, papers: int) -> int:
+    def block_count(self, option: str, chosen: int | None, in_paper: int) -> int:
         """Return the number of blocks with prompts: `chosen`, else the paper's number.
 
         In a network with fewer than 12 blocks, the paper's number is reduced in proportion.
@@ -121,13 +121,13 @@ class PromptedStrategy(FrozenBase):
         Args:
             option: name of the option, for the note.
             chosen: value of the option; None if the user did not set it.
-            papers: the number in the paper's network of 12 blocks.
+            in_paper: the number in the paper's network of 12 blocks.
         """
         depth = self.model.depth
         if chosen is not None:
             return chosen
-        count = papers if depth >= DEPTH else max(1, round(papers * depth / DEPTH))
-        if count != papers:
+        count = in_paper if depth >= DEPTH else max(1, round(in_paper * depth / DEPTH))
+        if count != in_paper:
             self.notes.append(f"{self.method}: {option} = {count} of {depth} blocks, in proportion to the paper's "
-                              f"{papers} of {DEPTH}")
+                              f"{in_paper} of {DEPTH}")
         return count

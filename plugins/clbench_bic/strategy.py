@@ -123,11 +123,13 @@ class BiC(HerdedMemory, Distilled):
 
     def validation_size(self, sets: int, of_class: int) -> int:
         """Return the largest number of validation samples that a set may have."""
-        return math.ceil(self.options.validation * self.share(sets, of_class)) if self.stream_info.seen_compete else 0
+        if not self.stream_info.seen_compete:
+            return 0
+        return math.ceil(self.options.validation * self.slots_per_set(sets, of_class))
 
     def set_size(self, sets: int, of_class: int) -> int:
         """Return the largest number of exemplars of a set: its share, less the validation samples."""
-        return self.share(sets, of_class) - self.validation_size(sets, of_class)
+        return self.slots_per_set(sets, of_class) - self.validation_size(sets, of_class)
 
     def before_task(self, task: Task) -> None:
         """Hold out validation samples, and reset the correction for the new classes.

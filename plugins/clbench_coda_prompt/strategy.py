@@ -61,7 +61,7 @@ class CodaPrompt(PromptedStrategy):
         """
         options = options if options is not None else CodaPromptOptions()
         super().__init__(model, stream_info, options)
-        self.count, self.each = self.share("blocks", options.blocks, 5), options.components // stream_info.tasks
+        self.count, self.each = self.block_count("blocks", options.blocks, 5), options.components // stream_info.tasks
         if self.count > self.model.depth:
             raise SpecError(f"coda-prompt has prompts in blocks = {self.count} blocks, and this model has "
                             f"{self.model.depth}; choose fewer, or a deeper model")

@@ -46,11 +46,11 @@ class DER(ReplayMemory):
         if len(self.memory_y):
             slots = self.draw(len(batch.y))
             self.kept_logits = self.memory_logits[slots]
-            batch = self.extend(batch.extended(self.memory.take(slots)), len(batch.y))
+            batch = self.with_second_draw(batch.extended(self.memory.take(slots)), len(batch.y))
         self.offer(new_samples)
         return batch
 
-    def extend(self, batch: Batch, new: int) -> Batch:
+    def with_second_draw(self, batch: Batch, new: int) -> Batch:
         """Append further replayed samples to the batch, given the number of new samples. Default: none."""
         return batch
 
@@ -62,10 +62,10 @@ class DER(ReplayMemory):
         if batch.replayed:
             end = new_count + len(self.kept_logits)
             squared_error = F.mse_loss(logits[new_count:end], self.kept_logits)
-            loss = loss + self.options.alpha * squared_error + self.more(logits, batch, end)
+            loss = loss + self.options.alpha * squared_error + self.label_loss(logits, batch, end)
         return loss
 
-    def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor | float:
+    def label_loss(self, logits: Tensor, batch: Batch, start: int) -> Tensor | float:
         """Return the loss of the samples that `extend` appended, which begin at row `start`. Default: 0."""
         return 0.0
 
@@ -86,11 +86,11 @@ class DERPP(DER):
         """Start with an empty memory."""
         super().__init__(model, stream_info, options or DERPPOptions())
 
-    def extend(self, batch: Batch, new: int) -> Batch:
+    def with_second_draw(self, batch: Batch, new: int) -> Batch:
         """Return the batch with the second draw appended."""
         return batch.extended(self.sample(new))
 
-    def more(self, logits: Tensor, batch: Batch, start: int) -> Tensor:
+    def label_loss(self, logits: Tensor, batch: Batch, start: int) -> Tensor:
         """Return the second draw's cross-entropy."""
         masked = self.mask(logits[start:], batch.tasks[start:], len(logits) - start)
         return self.options.beta * F.cross_entropy(masked, batch.y[start:])

@@ -3,7 +3,7 @@
     attention of block b = softmax(Q [P_K; K]^T / sqrt(d)) [P_V; V]          prefix tuning, Q, K and V of the tokens
     P = G in the first blocks, one for all tasks; P = E_t in the blocks after them, one for each task t
     q = the frozen network's features of x;  loss = cross-entropy + pull * (1 - cos(q, key_t)) in training task t
-    test: E of the given task, else of the learned task whose key is most like q;  logits = head(class token)
+    test: E of the given task, else of the task so far whose key is most like q;  logits = head(class token)
 
 G and the head are trained on all tasks, E_t and key_t on task t alone. By default, the cross-entropy is over the
 classes of the current task alone, as in all reference codes.
@@ -20,7 +20,7 @@ not specify a detail, the authors' code (google-research/l2p):
   block, so blocks may choose different tasks. It also has the sum of (1 - cos) over a batch instead of the mean.
 - In all codes, the keys of tasks that have not been learned yet take part in the match at test time. In the authors'
   and the port's configuration for Split-CIFAR-100, a batch votes (`batchwise_prompt`; not for ImageNet-R). Here, only
-  learned tasks compete, and each sample is matched separately.
+  tasks that have begun compete, and each sample is matched separately.
 - In the authors' code, the port and PILOT, a task's E starts as the last task's (`shared_prompt_pool`). CODA's
   re-implementation draws it.
 - Prompts and keys start uniform in [0, 0.01), as in the authors' code; in the port in [-1, 1), in CODA's in [0, 1).
@@ -61,8 +61,8 @@ class DualPrompt(PromptedStrategy):
         """Draw the G-Prompt; SpecError if the model has no place for prompts or too few blocks."""
         options = options if options is not None else DualPromptOptions()
         super().__init__(model, stream_info, options)
-        self.shared = self.share("g_blocks", options.g_blocks, 2)
-        self.own = self.share("e_blocks", options.e_blocks, 3)
+        self.shared = self.block_count("g_blocks", options.g_blocks, 2)
+        self.own = self.block_count("e_blocks", options.e_blocks, 3)
         if self.shared + self.own > (depth := self.model.depth):
             raise SpecError(f"dualprompt has prompts in g_blocks = {self.shared} and then e_blocks = {self.own} "
                             f"blocks, and this model has {depth}; choose fewer, or a deeper model")
@@ -108,7 +108,7 @@ class DualPrompt(PromptedStrategy):
     def predict(self, x: Tensor, task: int | None = None) -> Prediction:
         """Return logits [N, C] and, if the task is not given, the task [N] with the most similar key.
 
-        A task that is given, but not learned yet, has the prompt of the task with the most similar key.
+        A task that is given, but has not begun, has the prompt of the task with the most similar key.
         """
         if not self.prompted:
             return Prediction(super().forward(x, task), None if task is not None else

@@ -168,7 +168,8 @@ class MOS(ActsAfterSteps, Aligned, TaskAdapters):
         if task is None:
             tasks = self.owners[similarity.argmax(1)]
             if self.stream_info.seen_compete:
-                owner = torch.zeros_like(absent, dtype=torch.int64).index_copy(0, self.labels, self.owners)
+                owner = torch.zeros_like(absent, dtype=torch.int64).scatter_reduce(  # the latest task that has a class
+                    0, self.labels, self.owners, "amax")
                 next_tasks = owner[logits.argmax(2)]
                 for _ in range(self.options.moves):
                     tasks = next_tasks.gather(0, tasks[None])[0]

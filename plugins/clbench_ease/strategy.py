@@ -84,7 +84,7 @@ class EASE(TaskAdapters):
     """
 
     method, widths = "ease", WIDTHS
-    head_parameters = ("head.*",)
+    head_parameters = ("head.*", "model.head.*")
     inputs_only_through_model = loss_is_mean = True
     roles = (("*.adapters.*", "adapters"), ("*.lora_*", "adapters"), ("head.*", "heads"), ("prototypes", "prototypes"),
              ("plain", "prototypes"), ("labels", "prototypes"))

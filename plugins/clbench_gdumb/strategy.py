@@ -18,8 +18,9 @@ part of the method here; the training configuration decides.
 Reference codes differ: the authors' code takes the first k / C samples of each of all C classes, without the stream,
 and trains once, after the last task. Mammoth has a reservoir, which is not balanced, and also trains once. Avalanche
 refills by a reservoir for each class and starts each task from a copy of the first network, as here. Its epochs are
-over the memory, so it takes far fewer steps. If several classes are the largest, the paper leaves open which one
-loses a sample. Here it is the class that was seen first.
+over the memory, so it takes far fewer steps. If several classes are the largest, the paper leaves open which one loses
+a sample. Here it is the class that comes first in the memory as the task begins, or of the classes that are new in the
+task, the one seen first.
 
 Beyond the paper: in scenario `domain`, every task has the same classes, so the sampler would keep the first task's
 samples forever. There, each class of each task counts as a class of its own.

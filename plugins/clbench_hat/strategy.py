@@ -28,8 +28,9 @@ does, because Adam's steps do not depend on the scale of gradients. The authors 
 
 Differences from the authors' code (joansj/hat): theirs has s = 1 / s_max + (s_max - 1 / s_max) i / N, with i of N
 samples before the batch, so that s ends below s_max. Here s is the paper's. If a task has fewer steps than a pass, s
-rises over these steps. Their clipping of the norm of gradients at 10,000 is left out. They divide by 0 if all units are
-used; here the penalty is then 0. They test the weights of the epoch that was best on held-out data.
+rises over these steps. If batches are repeated (`repeats`), each step counts as a batch, and s rises `repeats` times in
+a pass. Their clipping of the norm of gradients at 10,000 is left out. They divide by 0 if all units are used; here the
+penalty is then 0. They test the weights of the epoch that was best on held-out data.
 
 If the task is not known, it is inferred as in the other methods with a part per task (`infer`); the paper does not
 infer tasks. `prototype` then uses the features after the first task's masks. These features stay the same only as far

@@ -4,8 +4,9 @@ Nothing is forgotten, nothing is shared except the start, and each task costs a 
 arXiv 2106.09685) replaces this method. `clbench lora spectrum` measures the changes of the weights.
 
 W is that of `lora`, bit for bit. With `base = task1`, the first half of the first task's steps trains W, and the second
-half trains the first copy; the head is trained in both. With `base = random` or `pretrained`, the tasks have nothing in
-common except weights that no task trained.
+half trains the first copy; the head is trained in both. (A language model's head that is not tied to the embedding is
+trained in the second half only.) With `base = random` or `pretrained`, the tasks have nothing in common except weights
+that no task trained.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Independent(FrozenBase, PerTaskStrategy):
     """
 
     roles = (("copies.*", "copies"), ("copied_heads.*", "copies"), *PerTaskStrategy.roles)
+    head_parameters = ("model.head.*", "heads.*", "copied_heads.*")
     parts_final = True
     options: IndependentOptions
 

@@ -18,11 +18,14 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
     trial, info = source.record.trial, adapter.info
     origins = [source.origin(task) for task in (info.mixture if info.task is None else [info.task])]
     benchmark = origins[0].benchmark
-    subject = f"task {origins[0].task + 1}"
+    is_shared = trial.method.name == "seq-lora"  # one adapter, saved after each task
+    learned = [f"tasks 1 to {origin.task + 1}" if is_shared and origin.task else f"task {origin.task + 1}"
+               for origin in origins]
+    subject = learned[0]
     if info.task is None:
         subject = "a weighted sum of adapters: " + ", ".join(
-            f"task {origin.task + 1} x {weight:g}"
-            for origin, weight in zip(origins, info.mixture.values(), strict=True))
+            f"{tasks} x {weight:g}"
+            for tasks, weight in zip(learned, info.mixture.values(), strict=True))
     facts = {"adapter of": f"{subject} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
              "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
              "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}

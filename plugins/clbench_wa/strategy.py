@@ -14,8 +14,9 @@ is trained further.
 
 In the paper, the length of a weight vector should determine how high its logit is. The head's weights are therefore
 kept from becoming negative (the features are not negative, after a ReLU): negative weights are set to 0 after every
-step (`clip`). Here this happens before the next step and after the last one, which is equivalent. For features of both
-signs (transformers, `tanh`), use `clip=false`.
+step (`clip`). Here this happens before each step, including the first, and after the last one. Accuracy that is
+measured within a task does not include the clipping for the latest step. For features of both signs (transformers,
+`tanh`), use `clip=false`.
 
 Differences to reference codes: no code by the authors was found. PyCIL does not clip (nor does
 runhang/Incremental-Learning-with-Weight-Aligning) and weights the two losses by 1 and 2 in every task. It aligns twice,

@@ -10,9 +10,9 @@ Context-Dependent-Gating) draws each unit by itself; that of van de Ven (GMvande
 exact number. The latter has gates without SI by default: `strength = 0`, which still stores the importance. Each task
 has a head of its own here, which SI does not cover, because no later task trains it. The authors have one head for
 permuted MNIST; for other benchmarks they also study one head for each task. They train with dropout of 0.5 after each
-hidden layer, which a model of clbench has only if its options say so, and with dropout of 0.2 on the inputs of permuted
-MNIST. EWC instead of SI, their second variant, is left out. Their importance adds the positive part of each task's
-importance; here, as in SI, the sum over tasks is kept from falling below 0.
+hidden layer, which the models that fit here do not have, and with dropout of 0.2 on the inputs of permuted MNIST. EWC
+instead of SI, their second variant, is left out. Their importance adds the positive part of each task's importance;
+here, as in SI, the sum over tasks is kept from falling below 0.
 
 If the task is not known, it is inferred as with the other methods that have a part per task (`infer`), which the paper
 does not do. The network must be a chain of Linear and Conv2d layers with ReLU and pooling (`mlp`, `cnn`); the

@@ -151,6 +151,13 @@ def test_an_adapter_names_the_commit_of_its_base_if_that_is_a_repository(runs, f
     assert '`transformers.AutoModelForCausalLM.from_pretrained` with `revision="c0ffee"`' in card(source, adapter)
 
 
+@pytest.mark.parametrize(("method", "subject"), [("lora", "task 2"), ("seq-lora", "tasks 1 to 2")])
+def test_a_card_names_the_tasks_that_its_adapter_has_learned(finished, method, subject):
+    source = adapters_of(finished, method)
+    written = card(source, read_adapter(source.folder / "task1"))
+    assert f", {subject}\n" in written and f"- adapter of: {subject} of " in written
+
+
 def test_the_audit_takes_exported_adapters(runs, finished, tmp_path, call):
     tasks = write_lines(tmp_path / "old.jsonl", [{"prompt": f"{c}?", "response": c} for c in CITIES])
     for method in ("lora", "seq-lora"):

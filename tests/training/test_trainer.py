@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.tiny import RECIPE, bench, tiny_stream
 from clbench.training.budget import steps_of
+from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
 from clbench.training.sampling import BatchSampler
 
@@ -179,14 +182,22 @@ def test_head_lr_is_refused_with_a_head_rate():
 def test_every_method_trains_its_heads_by_head_lr_or_refuses_it(name):
     info = discover().strategy(name)
     b = bench(info, {}, "task")
-    recipe = RECIPE.model_copy(update={"head_lr": 0.04})
-    trainer = TrainingLoop([b.replica], recipe)
+    rates = []
+
+    class HeadRates(Callback):
+        def on_phase(self, training, inputs):
+            names = {parameter: name for name, parameter in b.strategy.named_parameters()}
+            rates.append({round(group["lr"], 9) for group in training.train_step.optimizer.param_groups
+                          for parameter in group["params"] if re.search(r"\bhead", names[parameter])})
+
+    trainer = TrainingLoop([b.replica], RECIPE.model_copy(update={"head_lr": 0.04}), [HeadRates()])
 
     if name in REFUSES_HEAD_LR or b.strategy.owns_loop:
         with pytest.raises(SpecError, match="head_lr cannot be used with"):
             trainer.train_task(0)
     elif trainer.train_task(0)[0].steps:
         assert 0.04 in {round(group["lr"], 9) for group in trainer.train_step.optimizer.param_groups}
+        assert all(phase <= {0.04} for phase in rates)  # of parameters with `head` in their names, in each phase
 
 
 def test_a_budget_too_small_for_the_phases_is_refused():
