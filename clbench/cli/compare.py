@@ -16,7 +16,7 @@ from clbench.cli.common_options import PATH
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
-    from clbench.report.analysis.run_diff import Pair
+    from clbench.report.analysis.run_diff import MethodPair
     from clbench.results.records import Record
 
 _SHOWN = 40  # changed trials that are listed
@@ -132,7 +132,7 @@ def _trials(records: Sequence[Record]) -> Iterator[str]:
         yield f"{clean(group[0].label)}, {notes.title(group[0])}: {list_seeds([r.trial.seed for r in group])}"
 
 
-def _settings(pairs: Sequence[Pair]) -> Iterator[str]:
+def _settings(pairs: Sequence[MethodPair]) -> Iterator[str]:
     """Describe how the settings of compared methods differ. Methods with the same differences share a line."""
     from clbench.report.analysis import notes
     from clbench.report.formatting import clean

@@ -10,7 +10,7 @@ from clbench.core.errors import SpecError, guess
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.experiment.until import BEST, FIRST, UntilDecided, sequence
-from clbench.report.analysis.families import SAME, Pair, family
+from clbench.report.analysis.families import SAME, PairedTest, family
 from clbench.report.analysis.grouping import Setting, group_by_setting
 from clbench.report.formatting import as_ranges, clean
 from clbench.results.records import Record
@@ -149,11 +149,11 @@ def _state(setting: Setting, rule: UntilDecided) -> State:
                  tuple(rows[p.first] for p in tests.pairs if not _is_closed(p)), rows[baseline])
 
 
-def _is_closed(pair: Pair) -> bool:
+def _is_closed(pair: PairedTest) -> bool:
     return pair.significant or ((pair.equal or pair.untested == SAME) and len(pair.differences) >= EQUAL)
 
 
-def _verdict(pair: Pair, setting: Setting) -> str:
+def _verdict(pair: PairedTest, setting: Setting) -> str:
     if pair.untested:
         return f"not tested: {pair.untested}"
     if not pair.significant:

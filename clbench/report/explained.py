@@ -19,7 +19,7 @@ from clbench.report.figures.style import FAINT, INK, LABEL, PALE, PALETTE
 from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
-from clbench.report.formatting import clean, interval, number, unit_suffix
+from clbench.report.formatting import clean, difference_unit, interval, number, unit_suffix
 from clbench.report.model import UNIT_SUFFIX, Cell, Column, FileFormat, Row, Table, Unit
 from clbench.results.attribution import ENOUGH_PAIRS, Attribution, Estimate, estimate_mean
 from clbench.results.records import Record
@@ -77,7 +77,7 @@ def draw(explanation: Explanation) -> Figure:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     _rows(axes, explanation)
-    if column_a.unit in POINTS:
+    if difference_unit(column_a.unit) == "points":
         style.percentages(axes.xaxis)
     direction_note = ", lower is better" if column_a.direction == "down" else ""
     axes.set_xlabel(column_a.title + UNIT_SUFFIX.get(column_a.unit, "") + direction_note)
@@ -117,9 +117,6 @@ def _rows(axes: Axes, explanation: Explanation) -> None:
     axes.margins(x=0.06)
 
 
-POINTS: tuple[Unit, ...] = ("percent", "points")  # units of fractions, whose differences are in points
-
-
 @dataclass(frozen=True)
 class Explanation:
     """The result of `clbench explain`."""
@@ -137,7 +134,7 @@ class Explanation:
     @property
     def unit(self) -> Unit:
         """Return the unit of differences."""
-        return "points" if self.measures[0].column.unit in POINTS else self.measures[0].column.unit
+        return difference_unit(self.measures[0].column.unit)
 
     @property
     def ranked(self) -> list[tuple[Factor, int]]:
@@ -148,7 +145,7 @@ class Explanation:
 
 def check_units(measures: tuple[Measure, Measure]) -> None:
     """Raise a `SpecError` if the measures of A and B have different units."""
-    units = ["points" if m.column.unit in POINTS else m.column.unit for m in measures]
+    units = [difference_unit(m.column.unit) for m in measures]
     if units[0] != units[1]:
         raise SpecError(f"--metric: {measures[0].column.title} is in {measures[0].column.unit} and "
                         f"{measures[1].column.title} in {measures[1].column.unit}; their difference means nothing")
@@ -256,7 +253,8 @@ def remarks(explanation: Explanation) -> list[str]:
                      "what is between is what they do to each other, which Shapley values share out evenly.")
     stale = sum(bool(record.stale) for record in explanation.records)
     if stale:
-        lines.append(f"{stale} results came from other code or data than there are now, and were kept.")
+        lines.append(f"{stale} result{'s' * (stale > 1)} came from other code or data than there are now, and "
+                     f"{'were' if stale > 1 else 'was'} kept.")
     return [clean(line) for line in (*lines, *explanation.left_out)]
 
 

@@ -280,7 +280,7 @@ def _notes(methods: Sequence[MethodRecords]) -> Iterable[str]:
                 if mark != RECIPE and any(mark in m.marks for m in methods))
     recipes: dict[str, list[str]] = {}
     for m in methods:
-        if description := notes.own_recipe(m.label, m.records[0].trial):
+        if description := notes.own_recipe(m.records[0].trial):
             recipes.setdefault(description, []).append(m.label)
     yield from (f"{', '.join(labels)}: {description}" for description, labels in recipes.items())
     yield from _note_stale(methods)

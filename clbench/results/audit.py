@@ -123,13 +123,13 @@ def _verdict(one: Comparison, corrected_p: float) -> Verdict:
     return "kept" if worst <= one.margin else "inconclusive"
 
 
-def unchanged_reach(items: int, level: float = LEVEL) -> float:
+def unchanged_reach(items: int) -> float:
     """Return how far the interval of exact match reaches if no item changed.
 
     >>> round(unchanged_reach(100), 3)
     0.037
     """
-    return score_interval(0, 0, items, level)[1]
+    return score_interval(0, 0, items)[1]
 
 
 @dataclass(frozen=True)

@@ -139,27 +139,28 @@ class Crossed:
     mean: float
     seeds: int
     samples: int
-    by_seed: float  # variance of the mean if only seeds were random
-    by_sample: float  # variance of the mean if only samples were random
+    seed_variance: float  # variance of the mean if only seeds were random
+    sample_variance: float  # variance of the mean if only samples were random
     residual: float  # variance of the mean that is due to their interaction
 
     @property
     def df(self) -> float:
         """Return the degrees of freedom: Satterthwaite's (1946), at least those of the smaller dimension."""
-        total = self.by_seed + self.by_sample - self.residual
+        total = self.seed_variance + self.sample_variance - self.residual
         seeds, samples = self.seeds - 1, self.samples - 1
-        spread = self.by_seed**2 / seeds + self.by_sample**2 / samples + self.residual**2 / (seeds * samples)
+        spread = (self.seed_variance**2 / seeds + self.sample_variance**2 / samples
+                  + self.residual**2 / (seeds * samples))
         return max(total**2 / spread if spread > 0 else 0.0, float(min(seeds, samples)))
 
     @property
     def variance(self) -> float:
         """Return the variance of the mean over random seeds and random samples."""
-        return max(self.by_seed + self.by_sample - self.residual, self.by_seed, self.by_sample)
+        return max(self.seed_variance + self.sample_variance - self.residual, self.seed_variance, self.sample_variance)
 
     @property
     def of_samples(self) -> float:
         """Return the part of the variance that more seeds cannot reduce."""
-        return max(self.by_sample - self.residual, 0.0)
+        return max(self.sample_variance - self.residual, 0.0)
 
     @property
     def interval(self) -> Interval:
@@ -179,8 +180,8 @@ class Crossed:
     def with_seeds(self, seeds: int) -> Crossed:
         """Return what another number of seeds on the same samples would give if means and components stay the same."""
         ratio = self.seeds / seeds
-        return replace(self, seeds=seeds, by_seed=self.by_seed * ratio, residual=self.residual * ratio,
-                       by_sample=self.of_samples + self.residual * ratio)
+        return replace(self, seeds=seeds, seed_variance=self.seed_variance * ratio, residual=self.residual * ratio,
+                       sample_variance=self.of_samples + self.residual * ratio)
 
 
 def cross(by_seed: Sequence[float], scores: Sequence[npt.NDArray[np.floating]]) -> Crossed:

@@ -109,7 +109,7 @@ def test_mistakes_are_one_line_with_the_way_out(capsys, tmp_path, files, args, l
 
 
 def test_methods_of_a_plugin_in_a_file_are_the_rows_of_the_experiments(files, tmp_path):
-    (tmp_path / "mine.py").write_text("""from clbench import Options, Strategy, StrategyInfo, hookimpl
+    (tmp_path / "explained_plugin.py").write_text("""from clbench import Options, Strategy, StrategyInfo, hookimpl
 class MineOptions(Options):
     strength: float = 1.0
 @hookimpl
@@ -119,7 +119,7 @@ def clbench_strategies():
     for file in files:
         file.write_text(file.read_text().replace('["naive", "er"]',
                                                  '[{name="mine", options={strength=[1, 2]}, recipe={lr=0.5}}]'))
-    registry = discover(files=(tmp_path / "mine.py",))
+    registry = discover(files=(tmp_path / "explained_plugin.py",))
     study = prepare(*files, None, {"methods": "mine:strength=2"}, registry, 400)
     assert {item.trial.trained_by.lr for item in study.planned} == {0.5}
 

@@ -291,7 +291,7 @@ def test_counting_without_training_says_why_not():
 
 def test_divergence_is_noticed(methods):
     b = bench(methods["avalanche:Naive"], {}, "domain")
-    trained, = loop([b.strategy], Recipe(optimizer="sgd", lr=1e30, epochs=1, batch_size=8), [0]).fit(
+    trained, = loop([b.strategy], Recipe(optimizer="sgd", lr=1e30, epochs=1, batch_size=8), [0]).take_task_steps(
         [b.replica.begin(0)])
     assert trained.diverged is not None and trained.steps == 3
 

@@ -335,8 +335,12 @@ def test_more_seeds_are_run_with_the_methods_of_all_commands():
         f"{start} --methods ewc,er,naive {rule}"]
     same = "clbench run --methods er,naive,ewc --out runs/x"
     assert advice(same, same) == [f"{start} --methods er,naive,ewc {rule}"]
-    assert advice("clbench run study.toml --out runs/x", "clbench run study.toml --methods ewc,er --out runs/x") == [
-        f"{start} study.toml {rule}"]
+    whole, some = "clbench run study.toml --out runs/x", "clbench run study.toml --methods {} --out runs/x"
+    for first, second in ((whole, some.format("ewc,er")), (some.format("naive"), whole)):
+        assert advice(first, second) == [f"{start} study.toml --methods ewc,er,naive {rule}"]
+    changed = f"{whole} --set er.capacity=9"
+    assert advice(some.format("naive"), changed) == [
+        f"{start} study.toml --set er.capacity=9 {rule}"]
 
 
 def test_more_seeds_are_run_with_the_options_and_hyperparameters_of_the_methods():

@@ -12,7 +12,7 @@ from clbench.core.errors import StoreError
 from clbench.experiment.until import UntilDecided
 from clbench.report.analysis.choosing import choose, find_choosable, limit
 from clbench.report.analysis.facts import facts
-from clbench.report.analysis.families import Family, Pair
+from clbench.report.analysis.families import Family, PairedTest
 from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
@@ -140,7 +140,7 @@ def test_a_method_with_all_seeds_that_another_one_beats_is_not_said_to_have_got_
 @pytest.mark.parametrize(("until", "beaten"), [(RULE, {"ewc", "si"}), (None, {"ewc"})])
 def test_a_method_that_was_dropped_is_also_beaten_by_what_beats_the_better_one(until, beaten):
     ps = {("lora", "ewc"): 0.01, ("si", "ewc"): 0.02, ("lora", "si"): 0.2}
-    pairs = [Pair(a, b, (-0.1 if a == "si" else 0.1,) * 3, p, p, "t", 3, until) for (a, b), p in ps.items()]
+    pairs = [PairedTest(a, b, (-0.1 if a == "si" else 0.1,) * 3, p, p, "t", 3, until) for (a, b), p in ps.items()]
     tests = Family(ACC.column, tuple(pairs))
     assert tests.beaten_by("lora") == beaten and tests.beaten_by("ewc") == {"si"} and not tests.beaten_by("si")
 

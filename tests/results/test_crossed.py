@@ -10,7 +10,7 @@ from scipy import stats
 
 from clbench import report
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.families import NEAR, SAME, Pair
+from clbench.report.analysis.families import NEAR, SAME, PairedTest
 from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.paired_tests import all_pairs, flips_name
 from clbench.report.columns import ACC, MEASURES
@@ -92,7 +92,7 @@ def test_test_samples_are_too_few_if_no_number_of_seeds_is_enough_after_correcti
     found = cross(SCORES.mean(axis=1).tolist(), SCORES)
     found = replace(found, mean=2.5 * math.sqrt(found.of_samples))  # p = 0.012 if only samples are random
     for family, expected in ((1, None), (30, 50)):
-        assert Pair("a", "b", (0.4,) * 4, found.p, 1.0, "crossed", family, crossed=found).limited == expected
+        assert PairedTest("a", "b", (0.4,) * 4, found.p, 1.0, "crossed", family, crossed=found).limited == expected
 
 
 SIZES = (30, 15, 5)

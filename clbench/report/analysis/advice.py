@@ -23,8 +23,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
     """Return the first step that applies, with its command, or nothing if none applies or the command is not known.
 
     The steps are: add the fine-tuning baseline, unless a rule added seeds, which excludes further methods; tune the
-    untuned methods, if others were tuned or if the experiment is a file with search spaces; collect more evidence in a
-    way that keeps the tests valid.
+    untuned methods, if the experiment is a file; collect more evidence in a way that keeps the tests valid.
     """
     command = _run_command(setting)
     if command is None:
@@ -95,13 +94,16 @@ def _run_command(setting: Setting) -> list[str] | None:
 def _drop_methods_option(command: Sequence[str], setting: Setting) -> list[str]:
     """Return a command that runs all methods of a setting, whose records may come from several commands.
 
-    An experiment file has all methods. Its command then has no `--methods`. Otherwise the methods are named with their
-    options, so the command has no `--set`.
+    Methods of an experiment file are named by their ids, and those that `--methods` added with their own
+    hyperparameters. With `--set`, ids are not those of the file, and the command runs all methods of the file. Without
+    a file, the methods are named with their options, so the command has no `--set`.
     """
     if len({_methods(r.provenance.command) for r in setting.records}) == 1:
         return [*command]
     if _file(command):
-        return _with(command, {"--methods": None})
+        names = [m.id if any(_methods(r.provenance.command) is None for r in m.records) else _name_with_recipe(m)
+                 for m in setting.methods]
+        return _with(command, {"--methods": None if _value(command, "--set") else ",".join(names)})
     return _with(command, {"--methods": ",".join(map(_name_with_recipe, setting.methods)), "--set": None})
 
 

@@ -14,7 +14,7 @@ from clbench.core.errors import SpecError, unknown
 from clbench.core.objective import ACCURACY, Metric
 from clbench.core.scenario import scenario_rules
 from clbench.report.analysis.facts import limiting_test_samples
-from clbench.report.analysis.families import Family, Pair, leader
+from clbench.report.analysis.families import Family, PairedTest, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Candidate, CandidateComparison, Choosable
@@ -223,7 +223,7 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
                   setting.cautions.get(best, ""), setting.until.most if setting.until else MOST_SEEDS)
 
 
-def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
+def rival_of(pair: PairedTest, finals: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
     """Compare a method, the first of the pair, to the chosen one, the second of the pair."""
     lead = _lead(pair.swapped, setting)
     interval = lead.interval
@@ -235,7 +235,7 @@ def rival_of(pair: Pair, finals: Mapping[str, Mapping[int, float]], setting: Set
                  pair.untested, limited, is_open and not pair.decidable)
 
 
-def _lead(pair: Pair, setting: Setting) -> Pair:
+def _lead(pair: PairedTest, setting: Setting) -> PairedTest:
     """Return the pair, swapped if lower values are better, so that positive differences favor the first method."""
     return pair if setting.metric.direction == "up" else pair.swapped
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from itertools import chain
 from statistics import fmean
 
-from clbench.report.analysis.families import Family, Pair, leader
+from clbench.report.analysis.families import Family, PairedTest, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import done_records, equal_test_samples, test_samples
 from clbench.report.decided import Against, Best, Compared, Facts, Verdict
@@ -28,7 +28,7 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
     ordered = dict(sorted(means.items(), key=lambda item: setting.metric.rank(item[1])))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
                  _best(setting, everything or setting.tests(setting.final, setting.compared(setting.final))),
-                 _compare_to(setting, baseline or setting.baseline), _compare_to(setting, setting.upper),
+                 _compare_to(setting, baseline or setting.baseline), _compare_to(setting, setting.joint_label),
                  _fronts(setting), setting.until, setting.cautions)
 
 
@@ -43,7 +43,7 @@ def _compare_to(setting: Setting, other: str | None) -> Compared | None:
                     tuple(_describe_pair(pair, setting) for pair in tests.pairs))
 
 
-def _describe_pair(pair: Pair, setting: Setting) -> Against:
+def _describe_pair(pair: PairedTest, setting: Setting) -> Against:
     interval = pair.interval
     verdict: Verdict = ("equal" if pair.equal else "not tested" if pair.untested else "open" if not pair.significant
                         else "better" if pair.better(setting.metric.direction) == pair.first else "worse")
@@ -55,12 +55,12 @@ def _describe_pair(pair: Pair, setting: Setting) -> Against:
                    pair.needed if verdict == "open" and not limited else None, limited, pair.untested)
 
 
-def limiting_test_samples(setting: Setting, pair: Pair) -> int | None:
+def limiting_test_samples(setting: Setting, pair: PairedTest) -> int | None:
     """Return the number of test samples if more seeds cannot make a difference of shares significant, else None.
 
-    If it is known which samples are right, see `Pair.limited`. Otherwise, test samples are too few if the standard
-    error that they alone cause is at least as large as the difference. This standard error assumes independent test
-    sets, so it is about twice that of two methods on one test set. A smaller difference is therefore within two
+    If it is known which samples are right, see `PairedTest.limited`. Otherwise, test samples are too few if the
+    standard error that they alone cause is at least as large as the difference. This standard error assumes independent
+    test sets, so it is about twice that of two methods on one test set. A smaller difference is therefore within two
     standard errors of 0 with any number of seeds.
     """
     if pair.crossed or setting.own_tests or not setting.metric.is_share:

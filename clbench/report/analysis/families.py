@@ -27,7 +27,7 @@ SAME, NEAR = "every seed gave the same result", "near 100%"  # reasons why a pai
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedTest:
     """Two methods on the seeds that both have."""
 
     first: str
@@ -79,7 +79,7 @@ class Pair:
         return sequential.interval_of(self.differences, self.until, self.crossed)
 
     @property
-    def swapped(self) -> Pair:
+    def swapped(self) -> PairedTest:
         """Return the pair as second minus first."""
         crossed = self.crossed and replace(self.crossed, mean=-self.crossed.mean)
         return replace(self, first=self.second, second=self.first, differences=tuple(-d for d in self.differences),
@@ -95,7 +95,7 @@ class Family:
     """Pairs whose p-values are corrected together, because each significant pair is reported as a result."""
 
     column: Column
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PairedTest, ...]
 
     @property
     def until(self) -> UntilDecided | None:
@@ -131,7 +131,7 @@ class Family:
             beaten |= implied
         return beaten
 
-    def against(self, method: str) -> list[Pair]:
+    def against(self, method: str) -> list[PairedTest]:
         """Return the pairs with this method, each as the other method minus this one."""
         return [p.swapped if p.first == method else p for p in self.pairs if method in (p.first, p.second)]
 
@@ -165,7 +165,7 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
         estimates = _estimates(values, answers, first, second, seeds, until)
         untested = _reason(column, values, first, second, seeds, bool(estimates))
         test, p, strongest = (None, 1.0, None) if untested else _test(by_seed, size, until, estimates, over_seeds)
-        pairs.append(Pair(first, second, by_seed, p, p, test, size, until, strongest, untested,
+        pairs.append(PairedTest(first, second, by_seed, p, p, test, size, until, strongest, untested,
                           estimates[-1] if estimates else None))
     corrected = holm([pair.p for pair in pairs])
     return Family(column, tuple(replace(pair, corrected=p) for pair, p in zip(pairs, corrected, strict=True)))
@@ -173,7 +173,7 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
 
 def _test(differences: tuple[float, ...], size: int, until: UntilDecided | None, estimates: Sequence[Crossed],
           over_seeds: Mapping[tuple[float, ...], float]) -> tuple[Test | None, float, int | None]:
-    """Return the test of a pair, its p-value, and `Pair.strongest`."""
+    """Return the test of a pair, its p-value, and `PairedTest.strongest`."""
     if until is not None:
         ps = [estimate.p for estimate in estimates] or None
         analysis = sequential.find_strongest_analysis(differences, until, ps)

@@ -182,7 +182,7 @@ class Setting:
         return {r.trial.seed: r for r in done_records(joint_methods)}
 
     @property
-    def upper(self) -> str | None:
+    def joint_label(self) -> str | None:
         """Return the label of joint training, or None if there is none."""
         return next((m.label for m in self._as_given if m.joint and m.done), None)
 

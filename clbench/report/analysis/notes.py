@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from clbench.core.objective import Metric, objective_of
-from clbench.core.options import format_value, recipe_options
+from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
 from clbench.experiment.recipe import DECAY, OPTIMIZER_TITLES, Recipe
@@ -75,18 +75,14 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
 BUDGET = ("epochs", "iterations", "batch_size")  # hyperparameters that determine the number of steps
 
 
-def own_recipe(label: str, trial: Trial) -> str:
-    """Describe the hyperparameters in which a method differs from the experiment's training configuration.
-
-    The text is empty if the label shows them, unless the method had another budget.
-    """
-    used, default = trial.trained_by, trial.recipe
-    other_budget = bool(set(trial.own_recipe) & set(BUDGET))
-    if not other_budget and all(f":{name}=" in label for name in recipe_options(trial.own_recipe)):
+def own_recipe(trial: Trial) -> str:
+    """Describe the hyperparameters in which a method differs from the experiment's training configuration, if any."""
+    if not trial.own_recipe:
         return ""
+    used, default = trial.trained_by, trial.recipe
     parts = [f"{name} {format_value(getattr(used, name))} instead of {format_value(getattr(default, name))}"
              for name in trial.own_recipe]
-    budget = ", so it had another budget" if other_budget else ""
+    budget = ", so it had another budget" if set(trial.own_recipe) & set(BUDGET) else ""
     return f"trained with {', '.join(parts)}{budget}"
 
 

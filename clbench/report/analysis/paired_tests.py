@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.families import NEAR, SAME, Family, Pair, leader
+from clbench.report.analysis.families import NEAR, SAME, Family, PairedTest, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import CHANCE, MARKS, UNDERFIT
 from clbench.report.columns import Measure
@@ -55,7 +55,8 @@ def winners(setting: Setting, measure: Measure, tests: Family | None = None) -> 
     return {best, *equal} if unequal and unequal <= tests.beaten_by(best) else set()
 
 
-def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, baseline: str | None = None) -> Table:
+def table(title: str, tests: Family, pairs: Sequence[PairedTest], setting: Setting,
+          baseline: str | None = None) -> Table:
     """Return the table of some of a family's pairs.
 
     Args:
@@ -71,8 +72,7 @@ def table(title: str, tests: Family, pairs: Sequence[Pair], setting: Setting, ba
                Column("verdict", "text"))
     rows = []
     for pair in pairs:
-        estimate, effect = pair.interval, effect_size(pair.differences)
-        n = estimate.n
+        estimate, effect, n = pair.interval, effect_size(pair.differences), pair.interval.n
         rows.append(Row(pair.first if baseline else f"{pair.first} minus {pair.second}", (
             Cell(str(n) if n == len(setting.seeds) or pair.until else f"{n} of {len(setting.seeds)}"),
             Cell(interval(estimate.mean, estimate.half_width, unit), estimate.mean, estimate.half_width, n,
@@ -88,7 +88,7 @@ TESTS: Mapping[Test, str] = {"flips": "sign flips", "t": "paired t", "crossed": 
                              "sequential": "sequential t"}
 
 
-def _verdict(pair: Pair, direction: str | None, baseline: str | None, setting: Setting) -> str:
+def _verdict(pair: PairedTest, direction: str | None, baseline: str | None, setting: Setting) -> str:
     if pair.equal:
         return "equal on every seed" if len(pair.differences) == len(setting.seeds) else "equal on shared seeds"
     if pair.untested:

@@ -17,7 +17,7 @@ Group = list[Record]
 
 
 @dataclass(frozen=True)
-class Pair:
+class MethodPair:
     """The records of one method with a result, from two runs."""
 
     before: Group
@@ -40,7 +40,7 @@ class Pair:
         return any(a.outcome() != b.outcome() for a, b in self.both)
 
 
-def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
+def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[MethodPair]:
     """Return the methods that both runs contain.
 
     A method is paired with itself in the same setting. If the other run lacks its setting, it is paired with the method
@@ -51,18 +51,18 @@ def pairs(before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
     unpaired_old, unpaired_new = (_map_names({key: group for key, group in side.items() if key not in partner})
                                   for side in (old, new))
     partner |= {key: unpaired_new[name] for name, key in unpaired_old.items() if name in unpaired_new}
-    return [Pair(old[key], new[partner[key]]) for key in old if key in partner]
+    return [MethodPair(old[key], new[partner[key]]) for key in old if key in partner]
 
 
-def tables(pairs: Sequence[Pair]) -> list[Table]:
+def tables(pairs: Sequence[MethodPair]) -> list[Table]:
     """Return a table for each title (benchmark, scenario, model) with the change of each method's values."""
-    by_title: dict[str, list[Pair]] = {}
+    by_title: dict[str, list[MethodPair]] = {}
     for pair in pairs:
         by_title.setdefault(notes.title(pair.before[0]), []).append(pair)
     return [_table(title, sorted(group, key=lambda p: p.before[0].reference)) for title, group in by_title.items()]
 
 
-def _table(title: str, group: Sequence[Pair]) -> Table:
+def _table(title: str, group: Sequence[MethodPair]) -> Table:
     method_cells = [(pair.before[0], _cells(pair)) for pair in group]
     rows = (Row(clean(record.label), tuple(by_column.values()), reference=record.reference)
             for record, by_column in method_cells)
@@ -85,7 +85,7 @@ def _map_names(groups: dict[tuple[str, ...], Group]) -> dict[tuple[str, str, str
     return {name: key for key, name in names.items() if all_names.count(name) == 1}
 
 
-def _cells(pair: Pair) -> dict[Column, Cell]:
+def _cells(pair: MethodPair) -> dict[Column, Cell]:
     """Return the cells of a method's row, by column."""
     record_pairs = pair.both
     metric = metrics_of(pair.before)[0]

@@ -63,8 +63,9 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     blocks += ["## Rule", f"A cell is reproduced if the two means differ by no more than its tolerance: the half "
                f"width of Welch's {100 * rule.level:g} % interval of their difference, from both spreads and both "
                f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure and what is granted "
-               f"below. A tolerance beyond {rule.widest:g} points decides nothing. The rule is part of the reference's "
-               "file, stated before the runs" + (f", except: {escape(rule.amended)}" if rule.amended else ".")]
+               f"below. Agreement within a tolerance beyond {rule.widest:g} points is inconclusive. The rule is part "
+               "of the reference's file, stated before the runs"
+               + (f", except: {escape(rule.amended)}" if rule.amended else ".")]
     exceptions = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
     exceptions += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
     if exceptions:

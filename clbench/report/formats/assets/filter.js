@@ -31,7 +31,7 @@ function unpack(place) {
     const head = table.createTHead().insertRow();
     head.append(make("th", { scope: "col" }, "row"));
     columns.forEach((column, j) => head.append(make("th", { scope: "col", class: unit, "data-unit": unit,
-      "data-title": column, ...hints[j] && { title: hints[j] } }, `${column} (${UNITS[unit]?.trim() ?? unit})`)));
+      "data-title": column, ...hints[j] && { title: hints[j] } }, column + (UNITS[unit] ? ` (${UNITS[unit].trim()})` : ""))));
     const body = table.createTBody();
     values.forEach((cells, i) => {
       const row = body.insertRow();

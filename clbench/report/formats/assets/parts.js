@@ -32,7 +32,7 @@ function drawParts(svg, width, figure, methods) {
       const colored = shape(within, "g", { class: PARTS[title] });
       shape(colored, "rect", { x: a, width: Math.max(b - a, 0.5), y: y - 9, height: 18, class: method.reference ? "part pale" : "part" });
       marks.push({ x0: a, x1: b, y0: y - 9 + key, y1: y + 9 + key, row: method.row, step: j, title: method.label,
-lines: [`${name}: ${withUnit(cells[j], "points")}`, `of ${withUnit(cells[columns.findIndex((c) => c.title === "points lost")], "points lost")}`] });
+        lines: [`${name}: ${withUnit(cells[j], "points")}`, `of ${cells[columns.findIndex((c) => c.title === "points lost")].text} points lost`] });
     }
     const lost = probed(cells, probe);
     if (lost !== null) {
