@@ -170,7 +170,7 @@ def _summary(error: Exception) -> str:
 
 
 def autocast_context(recipe: Recipe, device: torch.device, module: nn.Module | None = None,
-            stacked: bool = False) -> AbstractContextManager[object]:
+                     stacked: bool = False) -> AbstractContextManager[object]:
     """Return the context for losses in training and for predictions; it may be entered many times.
 
     With bf16, matrix products and convolutions run in bfloat16; weights, optimizer and losses stay float32. So do the

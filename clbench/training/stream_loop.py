@@ -93,7 +93,7 @@ class StreamLoop(TrainingLoop):
         """Take steps `begin` to `end` of the stream, which belong to task `index`; return the losses [S] of each."""
         phase = whole_phase(self.recipe, self.replicas[0].stream)
         draw_contexts = separate_draws([replica.seed for replica in self.replicas], index,
-                                 self.replicas[0].strategy.class_mask.device)
+                                       self.replicas[0].strategy.class_mask.device)
         for replica, task, draws in zip(self.replicas, tasks, draw_contexts, strict=True):
             if begin:
                 replica.strategy.train()

@@ -166,7 +166,7 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
         untested = _reason(column, values, first, second, seeds, bool(estimates))
         test, p, strongest = (None, 1.0, None) if untested else _test(by_seed, size, until, estimates, over_seeds)
         pairs.append(PairedTest(first, second, by_seed, p, p, test, size, until, strongest, untested,
-                          estimates[-1] if estimates else None))
+                                estimates[-1] if estimates else None))
     corrected = holm([pair.p for pair in pairs])
     return Family(column, tuple(replace(pair, corrected=p) for pair, p in zip(pairs, corrected, strict=True)))
 

@@ -256,7 +256,7 @@ def _view_steps(slug: str, data: FigureData, section: Section) -> FigureView:
     lines = [{"row": curve.row, "ends": curve.ends, "tasks": [_round_points(points) for points in curve.tasks],
               "old": [_round_points(points) for points in curve.old]} for curve in method_curves]
     curves_json = json.dumps({"curves": lines, "colors": list(map(color_class, PALETTE)),
-                               "unit": unit_of(data.metric)}, separators=(",", ":"))
+                              "unit": unit_of(data.metric)}, separators=(",", ":"))
     boundaries = (f"boundary {t} to {t + 1}" for t in range(1, max(len(curve.ends) for curve in method_curves)))
     return FigureView("steps", data.title, data.caption, data.alt, (), f"{slug}-steps", wide=True, curves=curves_json,
                       metric=data.metric, zooms=("all steps", *boundaries))
