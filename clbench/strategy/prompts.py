@@ -20,7 +20,7 @@ from clbench.strategy.common_options import StartOptions
 from clbench.strategy.per_task import FrozenBase, check_base
 
 START = 0.01  # upper bound of the uniform initialization, as in google-research/l2p
-DEPTH = 12  # transformer blocks of the in_paper' network
+DEPTH = 12  # transformer blocks of the papers' network
 
 
 class PromptedStrategy(FrozenBase):
