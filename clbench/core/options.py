@@ -237,8 +237,7 @@ def format_value(value: Any) -> str:
         return min((text for text in short if float(text) == value), key=len, default=repr(value))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {format_value(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, tuple):  # records hold tuples as lists
-        value = list(value)
+    value = list(value) if isinstance(value, tuple) else value  # records hold tuples as lists
     if isinstance(value, list) and value and all(isinstance(v, str) and re.fullmatch(_WORD, v) for v in value):
         return "+".join(value)
     return str(value)
