@@ -262,7 +262,7 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
         DataError: features are not finite.
     """
     recipe, network = job.trial.recipe, job.network
-    forward = precision.autocast_context(recipe, job.device, network)
+    autocast = precision.autocast_context(recipe, job.device, network)
     with precision.allow_tf32(recipe):
         for index, samples in enumerate(job.samples(part)):
             begin = min(skip, len(samples))
@@ -272,7 +272,7 @@ def batches(job: Job, part: str, skip: int = 0) -> Iterator[Array]:
             for chunk in samples.chunks(job.batch, math.ceil(begin / job.batch)):
                 x = job.stream.prepare(send(chunk.x, job.device))
                 x = tokens.shortened([x])[0] if job.stream.is_text else x
-                with forward:
+                with autocast:
                     features = network.features(x)
                 features = features.float().cpu()
                 if not bool(torch.isfinite(features).all()):

@@ -131,11 +131,12 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         SpecError: a setting does not have that form or names no method of the experiment; a line for each mistake.
     """
     methods, problems = list(spec.methods), []
+    first_names = list(map(names_of, methods))
     # Setting a learning rate removes an earlier lr_per (`combine`), so dependent settings are applied last.
     dependents = tuple(f".{OWN_RECIPE}{name}=" for name in chain.from_iterable(DEPENDENT.values()))
     for setting in sorted(settings, key=lambda text: any(name in f"{text}=" for name in dependents)):
-        # A setting changes the name of a row that is written with its options; the old name stays valid.
-        names_by_row = [names_of(old) | names_of(new) for old, new in zip(spec.methods, methods, strict=True)]
+        # A setting changes the name of a row that is written with its options; the first name stays valid.
+        names_by_row = [first | names_of(method) for first, method in zip(first_names, methods, strict=True)]
         names = set(chain.from_iterable(names_by_row))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])

@@ -250,7 +250,7 @@ def draw_dial(audit: Audit) -> Figure:
     scales = [point.scale for point in audit.dial]
     margins = []
     for offset, file in enumerate(audit.files):
-        comparisons = [_nll(point.comparisons, file.name) for point in audit.dial]
+        comparisons = [found for point in audit.dial if (found := find(point.comparisons, None, file.name, NLL))]
         shift = 0.004 * (max(scales) - min(scales)) * (offset - (len(audit.files) - 1) / 2)  # intervals do not overlap
         x = [scale + shift for scale in scales]
         color, marker = styles[file.name].color, styles[file.name].marker
@@ -274,7 +274,3 @@ def draw_dial(audit: Audit) -> Figure:
     axes.set_ylabel(f"difference ({NLL.unit})")
     axes.legend(loc="best")
     return figure
-
-
-def _nll(comparisons: tuple[Comparison, ...], file: str) -> Comparison:
-    return next(comparison for comparison in comparisons if comparison.file == file and comparison.metric == NLL)

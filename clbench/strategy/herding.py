@@ -131,7 +131,7 @@ class HerdedMemory(SampleMemory):
         return self.options.per_class // (of_class if self.options.quota == "class" else 1)
 
     def set_size(self, sets: int, of_class: int) -> int:
-        """Return the maximum number of exemplars in a set, with arguments as in `share`. Default: `share`."""
+        """Return the maximum number of exemplars in a set, with arguments as in `slots_per_set`, the default."""
         return self.slots_per_set(sets, of_class)
 
     def _require(self, sets: int, of_class: int, of_what: str) -> None:

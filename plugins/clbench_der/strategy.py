@@ -66,7 +66,7 @@ class DER(ReplayMemory):
         return loss
 
     def label_loss(self, logits: Tensor, batch: Batch, start: int) -> Tensor | float:
-        """Return the loss of the samples that `extend` appended, which begin at row `start`. Default: 0."""
+        """Return the loss of the samples that `with_second_draw` appended, which begin at row `start`. Default: 0."""
         return 0.0
 
     def _write(self, new: Samples, slots: Tensor) -> None:

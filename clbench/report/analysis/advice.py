@@ -60,7 +60,7 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
     command = _run_command(setting)
     if setting.until or command is None:
         return ""
-    command = _drop_methods_option(command, setting)
+    command = _with_all_methods(command, setting)
     if len(setting.seeds) == 1:
         return f"run more seeds: {shlex.join(_with(command, {'--seeds': str(SEEDS)}))}"
     if not any(count and count <= MOST for count in needed):
@@ -91,7 +91,7 @@ def _run_command(setting: Setting) -> list[str] | None:
     return [word for word in _with(words, {"--shard": None}) if word != "--rerun"]
 
 
-def _drop_methods_option(command: Sequence[str], setting: Setting) -> list[str]:
+def _with_all_methods(command: Sequence[str], setting: Setting) -> list[str]:
     """Return a command that runs all methods of a setting, whose records may come from several commands.
 
     Methods of an experiment file are named by their ids, and those that `--methods` added with their own
