@@ -250,7 +250,8 @@ def draw_dial(audit: Audit) -> Figure:
     scales = [point.scale for point in audit.dial]
     margins = []
     for offset, file in enumerate(audit.files):
-        comparisons = [found for point in audit.dial if (found := find(point.comparisons, None, file.name, NLL))]
+        comparisons = [comparison for point in audit.dial
+                       if (comparison := find(point.comparisons, None, file.name, NLL))]
         shift = 0.004 * (max(scales) - min(scales)) * (offset - (len(audit.files) - 1) / 2)  # intervals do not overlap
         x = [scale + shift for scale in scales]
         color, marker = styles[file.name].color, styles[file.name].marker

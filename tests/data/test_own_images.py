@@ -154,7 +154,7 @@ def test_all_files_are_named_and_what_is_no_photo_is_told(tmp_path):
     files = image_files(f"images:{tmp_path / 'p'}", {}, tmp_path)
     assert len(files) == 12 and all(file.is_file() for file in files)
     notes = find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(), tmp_path)[2]
-    assert notes == [f"files in {tmp_path / 'p' / 'train'} that are no photos by their names were left out: "
+    assert notes == [f"files in {tmp_path / 'p' / 'train'} that do not have the suffix of a photo were left out: "
                      "2 (.heic, .txt)"]
 
 

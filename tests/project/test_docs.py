@@ -129,6 +129,17 @@ def test_the_readme_counts_the_methods():
     assert int(count) == len(discover().strategies)
 
 
+@pytest.mark.parametrize(("page", "begin", "objective"), [
+    ("language-models.md", "These methods fine-tune language models:", "causal-lm"),
+    ("regression.md", "These methods are for regression:", "regression")])
+def test_a_page_lists_the_methods_of_its_objective(page, begin, objective):
+    from clbench.core.registry import discover
+
+    sentence = (ROOT / "docs" / page).read_text().partition(begin)[2].partition(".")[0]
+    methods = {name for name, info in discover().strategies.items() if objective in info.objectives}
+    assert sorted(re.findall(r"`([\w-]+)`", sentence)) == sorted(methods)
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     words = len(prose(text).split())

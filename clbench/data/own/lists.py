@@ -111,7 +111,7 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         notes.append(f"photos in {readable_name(str(root))} that do not lie in {layout} were left out: {shallow}")
     if skipped:
         kinds = readable_name(some(sorted({suffix or "no suffix" for suffix in skipped})))
-        notes.append(f"files in {readable_name(str(root))} that are no photos by their names were left out: "
+        notes.append(f"files in {readable_name(str(root))} that do not have the suffix of a photo were left out: "
                      f"{len(skipped)} ({kinds})")
     relative_parts = [path.relative_to(root).parts for path in files]
     if deep and depth == 1 and not groups:
