@@ -159,9 +159,10 @@ def _one_rate(rows: Sequence[Row], spec: Spec, registry: Registry) -> bool:
     from clbench.experiment.trial import has_one_rate
 
     rate, head_rate = RATES
-    return (rows[0].metric == ACCURACY.name
-            and any(rate in row.space and head_rate not in row.space for row in rows)
-            and any(has_one_rate(planned.trial) for planned in plan(spec, registry)))
+    suspects = [row for row in rows if rate in row.space and head_rate not in row.space]
+    return rows[0].metric == ACCURACY.name and any(
+        has_one_rate(planned.trial) for row in suspects
+        for planned in plan(spec.model_copy(update={"methods": (row.method,), "scenario": (row.scenario,)}), registry))
 
 
 def _uses_optuna(rows: Sequence[Row]) -> bool:

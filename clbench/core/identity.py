@@ -257,6 +257,6 @@ def _empty_format(name: str, value: object) -> bool:
     return name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined_texts(value.values)
 
 
-def names_of(targets: Iterable[str | Callable[..., Any]]) -> tuple[str, ...]:
+def packages_of(targets: Iterable[str | Callable[..., Any]]) -> tuple[str, ...]:
     """Return the outermost packages of declared targets, except clbench itself and a script or notebook."""
     return tuple(sorted({entry_points.package_of(target) for target in targets} - {"clbench", "builtins", "__main__"}))

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from itertools import chain, product
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -185,9 +186,7 @@ def _type_name(annotation: Any) -> str:
         return _type_name(parts[0])
     if origin in (Union, UnionType):
         return " | ".join(map(_type_name, parts))
-    if annotation is type(None):
-        return "none"
-    name = "..." if annotation is ... else getattr(annotation, "__name__", str(annotation))
+    name = {type(None): "none", ...: "..."}.get(annotation) or getattr(annotation, "__name__", str(annotation))
     return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else name
 
 
@@ -217,15 +216,16 @@ def parse_named(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value as TOML would (numbers, true/false, lists, quoted text), anything else as plain text.
+    """Read a value as TOML would (numbers, true/false, lists, quoted text), anything else as text, also dates.
 
     >>> parse_value("1e5"), parse_value("true"), parse_value("entropy")
     (100000.0, True, 'entropy')
     """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if isinstance(value, date | time) else value
 
 
 def format_value(value: Any) -> str:

@@ -136,7 +136,9 @@ def choose(tried: Sequence[Tried]) -> Tried:
 
 
 def _rates(tried: Tried) -> tuple[Any, ...]:
-    return tuple(tried.options.get(name, 0) for name in RATES)
+    """Return the learning rates by which ties are decided. A head rate of `none` means that of the backbone."""
+    rate, head_rate = (tried.options.get(name, 0) for name in RATES)
+    return rate, rate if head_rate == "none" else head_rate
 
 
 def _ties(tried: Tried, best: Tried) -> bool:

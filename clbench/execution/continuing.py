@@ -189,7 +189,11 @@ def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not changes:
         return {}
-    shared_recipe, full_recipe = change_recipe(trial.recipe, changes)[0], change_recipe(trial.trained_by, changes)[0]
+    full_recipe = change_recipe(trial.trained_by, changes)[0]
+    try:
+        shared_recipe = change_recipe(trial.recipe, changes)[0]
+    except SpecError:  # the changes suit only the method's own recipe, such as the momentum of its sgd
+        shared_recipe = trial.recipe
     return {"recipe": shared_recipe,
             "own_recipe": {name: value for name, value in full_recipe if value != getattr(shared_recipe, name)}}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.errors import ClbenchError, MissingDataError, SpecError
+from clbench.core.options import validate
 from clbench.core.registry import Registry
 from clbench.experiment.factors import METRIC, Factor, Pair, Place, compare, factors
 from clbench.experiment.overrides import Note, read_spec
@@ -71,8 +72,8 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
         note: receives notes on settings that replace those of the files.
 
     Raises:
-        SpecError: a file is invalid; the metrics are unknown, more than two, of different units or need joint
-            training; or as in `compare` and `design`.
+        SpecError: a file or an option is invalid; the metrics are unknown, more than two, of different units or need
+            joint training; or as in `compare` and `design`.
     """
     titles = [name.strip() for name in metric.split(",")] if metric else []
     if len(titles) > 2:
@@ -88,7 +89,8 @@ def prepare(a: Path, b: Path, metric: str | None, given: Mapping[str, Any], regi
 def _measure(spec: Spec, title: Sequence[str], registry: Registry) -> Measure:
     """Return the column of an experiment with a title, or the column that ranks its methods if `title` is empty."""
     info = registry.benchmark(spec.benchmark.name)
-    objective = info.objective_with(info.options.stored(spec.benchmark.options))
+    options = validate(info.options, spec.benchmark.options, spec.benchmark.name, "clbench benchmarks")
+    objective = info.objective_with(options)
     metric = objective.metric(objective.primary)
     measure = find_tested(title, measures_of(metric))[0] if title else final_of(metric)
     if measure.needs_joint:

@@ -20,7 +20,7 @@ from clbench.execution.reuse import Note, OnStale, StalenessReport, check_inputs
 from clbench.execution.workers.plan import Listener, Relay, WorkerPlan
 from clbench.execution.workers.protocol import Start
 from clbench.experiment.execution_settings import Executor
-from clbench.experiment.plan import part, plan, refuse_doubles
+from clbench.experiment.plan import plan, refuse_doubles, trials_of_shard
 from clbench.experiment.spec import Spec
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.analysis.names import describe_other_settings
@@ -96,7 +96,8 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
         experiment = load_run(spec, first_trials, registry, out, on_stale, note)
         experiment.most = deciding.count_most_trials(spec, trials)
     else:
-        experiment = load_run(spec, trials if shard is None else part(trials, shard), registry, out, on_stale, note)
+        trials = trials if shard is None else trials_of_shard(trials, shard)
+        experiment = load_run(spec, trials, registry, out, on_stale, note)
     experiment.trackers = tracking.start(log, registry, out)
     return experiment
 

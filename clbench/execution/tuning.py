@@ -118,14 +118,14 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
     scenarios = list(dict.fromkeys(p.trial.scenario for p in planned))
     methods = [m for m, _ in expand(spec.methods, registry, [])]
     spaces = spaces_of(spec, methods, registry, planned, only)
-    names = [_names(method, space, spec, registry) for method, space in zip(methods, spaces, strict=True)]
+    names = [_names(method, space, scenarios, spec, registry) for method, space in zip(methods, spaces, strict=True)]
     problems = _unknown_names(spec, methods, spaces, names, only)
     rows: list[Row] = []
-    for entry, (method, space, own_names) in enumerate(zip(methods, spaces, names, strict=True)):
-        if not space or (only and not set(own_names) & set(only)):
+    for entry, (method, space, (name, label)) in enumerate(zip(methods, spaces, names, strict=True)):
+        if not space or (only and not {name, label} & set(only)):
             continue
         try:
-            label = _label(method, space, spec.recipe, registry)
+            _label(method, space, spec.recipe, registry)  # checks options for other scenarios, too
         except SpecError as error:
             problems += str(error).splitlines()
             continue
@@ -158,10 +158,12 @@ def find_unsearched(rows: Sequence[Row], spec: Spec, registry: Registry) -> list
             if entry not in searched]
 
 
-def _names(method: MethodSpec, space: Space, spec: Spec, registry: Registry) -> list[str]:
+def _names(method: MethodSpec, space: Space, scenarios: Sequence[str], spec: Spec, registry: Registry) -> list[str]:
     """Return a method's name and its label; without a label, one is made from the options that are not searched."""
+    searched = {option: axis for option, axis in space.items()
+                if axis.scenario in (None, *filter(method.runs_in, scenarios))}
     try:
-        label = _label(method, space, spec.recipe, registry)
+        label = _label(method, searched, spec.recipe, registry)
     except SpecError:  # `rows_of` reports it
         label = method.label or method.name
     return [method.name, label]
@@ -285,9 +287,8 @@ def choose_methods(original: Spec, spec: Spec, rows: Sequence[Row], registry: Re
 def account(rows: Sequence[Row], spec: Spec, trials: int, budget: dict[str, int], command: str,
             versions: dict[str, str], widen: int = 0) -> Search:
     """Return the description of a search, which is stored with the chosen options."""
-    tpe = any(isinstance(row.sampler, TPE) for row in rows)
-    samplers = [*(["every value of a grid"] if any(not isinstance(row.sampler, TPE) for row in rows) else []),
-                *([f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random"] if tpe else [])]
+    kinds = {"every value of a grid": Grid, f"Optuna's TPE, seed {SEED}, the first {STARTUP} at random": TPE}
+    samplers = [title for title, kind in kinds.items() if any(isinstance(row.sampler, kind) for row in rows)]
     spaces: dict[str, Space] = {}
     for row in rows:
         spaces.setdefault(row.label, {}).update(row.space)

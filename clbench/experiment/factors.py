@@ -88,7 +88,7 @@ class Pair:
         Raises:
             SpecError: the plan refuses this mixture.
         """
-        place_values = {key: self.sides[key in from_b].get(key) for key in dict.fromkeys(self.sides[0] | self.sides[1])}
+        place_values = {key: self.sides[key in from_b].get(key) for key in self.sides[0] | self.sides[1]}
         values = _values(place_values, self.sides, from_b, self.registry)
         spec = build({**values, "seeds": list(self.seeds if seeds is None else seeds), "device": self.a.device})
         return plan(spec.model_copy(update={"execution": self.a.execution}), self.registry)

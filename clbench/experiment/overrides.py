@@ -12,14 +12,13 @@ from pydantic import ValidationError
 from clbench.core.compat import tomllib
 from clbench.core.errors import ClbenchError, SpecError, StoreError
 from clbench.core.files import write_atomically
-from clbench.core.options import OWN_RECIPE, format_value, parse_value
+from clbench.core.options import format_value, parse_value
 from clbench.core.registry import Registry, installed
-from clbench.experiment.recipe import DEPENDENT, Recipe, combine
+from clbench.experiment.recipe import BUDGET, Recipe, combine
 from clbench.experiment.search import Search
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml, split_names
 from clbench.experiment.sweeps import expand
 
-BUDGET = ("epochs", "iterations", "batch_size")  # keys of a file's recipe that `--online` replaces
 LONG = ("outcomes", "tried")  # keys of a search whose lists are written with one value per line
 Note = Callable[[str], None]
 
@@ -50,8 +49,6 @@ def merge(values: Mapping[str, Any], given: Mapping[str, Any], registry: Registr
             table_values = out.get(table, {})
             if not isinstance(table_values, Mapping):
                 continue  # a mistake in the file, which validation reports
-            table_values = {k: v for k, v in table_values.items()
-                            if {k, key} != {"epochs", "iterations"} or given.get(k)}
             out[table] = {**table_values, key: value}
         elif key == "methods":
             out["methods"] = _pick(values.get("methods"), value, registry, note)
@@ -131,12 +128,11 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
         SpecError: a setting does not have that form or names no method of the experiment; a line for each mistake.
     """
     methods, problems = list(spec.methods), []
-    first_names = list(map(names_of, methods))
-    # Setting a learning rate removes an earlier lr_per (`combine`), so dependent settings are applied last.
-    dependents = tuple(f".{OWN_RECIPE}{name}=" for name in chain.from_iterable(DEPENDENT.values()))
-    for setting in sorted(settings, key=lambda text: any(name in f"{text}=" for name in dependents)):
+    # The settings of a row are applied together, because one can remove what another sets (`combine`).
+    changes_by_row: list[dict[str, Any]] = [{} for _ in methods]
+    for setting in settings:
         # A setting changes the name of a row that is written with its options; the first name stays valid.
-        names_by_row = [first | names_of(method) for first, method in zip(first_names, methods, strict=True)]
+        names_by_row = [names_of(old) | names_of(new) for old, new in zip(spec.methods, methods, strict=True)]
         names = set(chain.from_iterable(names_by_row))
         fitting = [name for name in names if setting.startswith(f"{name}.")]
         target = max(fitting, key=len, default=setting.partition("=")[0].rpartition(".")[0])
@@ -148,9 +144,10 @@ def set_options(spec: Spec, settings: Mapping[str, Any] | Iterable[str]) -> Spec
             problems.append(f"--set {setting}: the experiment has no method {target!r}; its methods are "
                             + ", ".join(sorted(names)))
         else:
-            options = {option.strip().replace("-", "_"): value}
-            methods = [m.with_options(options) if target in own_names else m
-                       for m, own_names in zip(methods, names_by_row, strict=True)]
+            for own_names, changes in zip(names_by_row, changes_by_row, strict=True):
+                if target in own_names:
+                    changes[option.strip().replace("-", "_")] = value
+            methods = [m.with_options(changes) for m, changes in zip(spec.methods, changes_by_row, strict=True)]
     if problems:
         raise SpecError("\n".join(problems))
     return spec.model_copy(update={"methods": tuple(methods)})

@@ -29,7 +29,7 @@ SURROGATE = re.compile("[\udc80-\udcff]")  # stands for a byte that is not UTF-8
 
 
 def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: int | None = None) -> list[PlannedTrial]:
-    """Return the trials of an experiment: seeds outermost, so that early results compare all methods.
+    """Return the trials of an experiment by scenario, seed and method, so that early results compare all methods.
 
     Args:
         spec: the experiment.
@@ -63,7 +63,7 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
     rows = [(m, m.label or _label(m, resolved[1], swept, recipe))
             for (m, swept, resolved), recipe in zip(methods, recipes, strict=True) if resolved]
     scenarios: tuple[Scenario, ...] = spec.scenario or (_default_scenario(*benchmark) if benchmark else ())
-    problems += _rows(scenarios, rows)
+    problems += _row_problems(scenarios, rows)
     problems += [problem for s in scenarios if (problem := spec.arrival.scenario_problem(s))]
     if objective.labels != "tokens" and (spec.recipe.group_by_length or any(r.get("group_by_length") for r in recipes)):
         problems.append(f"benchmark {spec.benchmark.name!r}: group_by_length needs items of tokens, as language models "
@@ -79,14 +79,14 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
                          for s in scenarios if s != "class" and m.runs_in(s)]
     if problems or inputs is None:
         raise SpecError("\n".join(dict.fromkeys(problems)))
-    known_weights = weights is not None if pretrained is None else pretrained
+    is_pretrained = weights is not None if pretrained is None else pretrained
     network = None
-    if benchmark and model and known_weights:
+    if benchmark and model and is_pretrained:
         network = network_of(model[0], inputs, side, int(objective.labels != "tokens"))
     planned_rows: dict[Scenario, list[tuple[str, Any, dict[str, Any], opt.Options, Searched | None]]] = {}
     for (method, label), (_, _, resolved), recipe in zip(rows, methods, recipes, strict=True):
         if resolved:
-            complete = resolved[1].settled(known_weights, network)
+            complete = resolved[1].settled(is_pretrained, network)
             for scenario in filter(method.runs_in, scenarios):
                 planned_rows.setdefault(scenario, []).append((
                     label, resolved[0], recipe, complete.in_scenario(scenario, not spec.arrival.hidden),
@@ -185,9 +185,10 @@ def find_candidates(spec: Spec, method: MethodSpec, scenario: Scenario,
                     options: opt.Options) -> list[tuple[Search, Tried]]:
     """Return the candidates of all searches of a row in a scenario, each with its search; `options` are the row's."""
     candidates: list[tuple[Search, Tried]] = []
+    by_label = any(method.label in search.space for search in spec.tuning)  # it has searches of its own
     for search in spec.tuning:
         for name, space in search.space.items():
-            if name in (method.label, opt.label(method.name, options, never=space)):
+            if name == (method.label if by_label else opt.label(method.name, options, never=space)):
                 candidates += [(search, t) for t in search.tried if t.method == name and t.scenario == scenario]
     return candidates
 
@@ -218,7 +219,7 @@ def _family(info: Any, method: Resolved, own_recipe: Mapping[str, Any]) -> str:
     return str(Resolved(name=method.name, options={**fixed_options, **opt.recipe_options(own_recipe)}))
 
 
-def _rows(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:
+def _row_problems(scenarios: Sequence[Scenario], rows: Sequence[tuple[MethodSpec, str]]) -> list[str]:
     """Return the mistakes in rows: two rows with one label in a scenario, and methods that run in no scenario."""
     shared_labels: set[str] = set()
     for scenario in scenarios:
@@ -259,7 +260,7 @@ def resolved_benchmark(text: str, registry: Registry) -> Resolved:
     return Resolved(name=name, options=options.model_dump())
 
 
-def part(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
+def trials_of_shard(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
     """Return the i-th of n parts of a plan, in its order; `shard` is `i/n`, counted from 1.
 
     Trials are assigned in turn, sorted by setting and then by method, so that every part has a share of each.

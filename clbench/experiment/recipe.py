@@ -83,7 +83,9 @@ class Recipe(Strict):
     @field_validator("*", mode="before")
     @classmethod
     def _read_label(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read what labels of rows have: `none`, and milestones as text."""
+        """Read what labels of rows have: `none`, and milestones as text. One number is a list of milestones, too."""
+        if info.field_name == "milestones" and isinstance(value, int | float) and not isinstance(value, bool):
+            return [value]
         if info.field_name == "milestones" and isinstance(value, str):
             return [part for part in value.strip("()[] ").replace("+", ",").split(",") if part.strip()]
         return None if value == "none" and cls.model_fields[info.field_name or ""].default is None else value
@@ -118,18 +120,22 @@ class Recipe(Strict):
 # Parts of a recipe that belong to the value of another part
 DEPENDENT = {"optimizer": ("momentum",), "schedule": ("milestones", "decay", "schedule_by"), "lr": ("lr_per",)}
 
+BUDGET = ("epochs", "iterations", "batch_size")  # parts that determine the number of steps
+
 # Parts of the experiment's recipe that a row with a published recipe takes over unless that recipe names them
-INHERITED = ("epochs", "iterations", "batch_size", "repeats", "accumulate", "precision")
+INHERITED = (*BUDGET, "repeats", "accumulate", "precision")
 
 
 def combine(parts: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a recipe with changes. What belonged to a replaced part is removed unless it is given.
 
     Another optimizer removes momentum, another schedule removes milestones, decay and schedule_by, and a learning rate
-    removes the lr_per of the old one.
+    removes the lr_per of the old one. A budget in epochs replaces one in iterations, and vice versa.
     """
     removed = {dependent for name, dependents in DEPENDENT.items() for dependent in dependents
                if name in changes and (name == "lr" or changes[name] != parts.get(name, changes[name]))}
+    if {"epochs", "iterations"} & changes.keys():
+        removed |= {"epochs", "iterations"}
     return {**{name: value for name, value in parts.items() if name not in removed}, **changes}
 
 

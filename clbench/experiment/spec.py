@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,17 +58,13 @@ PUBLISHED = "published"  # value of a method's `recipe` that selects the recipe 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Return a recipe with changes, and the parts that differ from before.
 
-    A budget in epochs replaces one in iterations and vice versa; `combine` removes what belonged to other replaced
-    parts. The results have no lr_per (`with_final_rate`).
+    `combine` removes what belonged to replaced parts. The results have no lr_per (`with_final_rate`).
 
     Raises:
         SpecError: the changes are not valid for the recipe; the message has a line for each mistake.
     """
-    values = recipe.model_dump()
-    if {"epochs", "iterations"} & set(changes):
-        values |= {"epochs": None, "iterations": None}
     try:
-        new_recipe = with_final_rate(Recipe.model_validate(combine(values, changes)))
+        new_recipe = with_final_rate(Recipe.model_validate(combine(recipe.model_dump(), changes)))
     except ValidationError as error:
         lines = [_explain({**item, "loc": ("recipe", *item["loc"])}) for item in error.errors()]
         raise SpecError("\n".join(lines)) from None
@@ -278,8 +275,11 @@ def _explain(item: Any) -> str:
                 return f"{key_path}: put it under [{name}]" + (f", as {key}" if key != loc[-1] else "")
         if key != loc[-1] and key in part.model_fields:
             return f"{key_path}: it is called {key} here"
-        if part in (Named, MethodSpec) and not guess(key, part.model_fields):
-            return f"{key_path}: write options under options, as in options = {{{key} = {format_value(item['input'])}}}"
+        if part in (Named, MethodSpec) and not guess(loc[-1], part.model_fields):
+            in_recipe = part is MethodSpec and key in Recipe.model_fields
+            table, name = ("recipe", key) if in_recipe else ("options", loc[-1])
+            written = json.dumps(value) if isinstance(value, str | list) else format_value(value)
+            return f"{key_path}: write it under {table}, as in {table} = {{{name} = {written}}}"
         return f"{key_path}: " + unknown("key", loc[-1], part.model_fields, "docs/toml-keys.md")
     if item["type"] == "missing":
         example = ', as in methods = ["lora", "ewc"]' if key_path == "methods" else ""

@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from clbench.core.errors import ClbenchError
-from clbench.core.options import OWN_RECIPE, format_value, parse_value
+from clbench.core.options import OWN_RECIPE, format_value, parse_value, recipe_options
 from clbench.core.registry import Registry
 from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import MethodSpec
@@ -113,7 +113,11 @@ def _drop_strays(methods: Sequence[MethodSpec], registry: Registry, problems: li
         else:
             remaining.append(method)
     for i, stray_names in strays.items():
-        option, first_value = list(remaining[i].options.items())[-1]
+        if remaining[i].options and remaining[i].changed_parts:  # which of them was written last is not known any more
+            problems.append(f"{remaining[i].name}: a comma begins the next method, so {', '.join(stray_names)} is no "
+                            f"further value; a row for each value is --set {remaining[i].name}.OPTION=VALUE,VALUE")
+            continue
+        option, first_value = list(remaining[i].given.items())[-1]
         written = f"{option}={','.join([format_value(first_value), *stray_names])}"
         kinds, as_list = types_of(remaining[i], option, registry), ""
         if kinds == [str]:
@@ -129,16 +133,19 @@ def _drop_strays(methods: Sequence[MethodSpec], registry: Registry, problems: li
 
 
 def _continues(method: MethodSpec, text: str, registry: Registry) -> bool:
-    """Return whether `text` looks like one more value of the method's last option."""
-    if not method.options:
-        return False
-    option = list(method.options)[-1]
+    """Return whether `text` looks like one more value of the method's last option or part of a recipe."""
+    last_options = [list(given)[-1] for given in (method.options, recipe_options(method.changed_parts)) if given]
+    return any(_is_another_value(text, method, option, registry) for option in last_options)
+
+
+def _is_another_value(text: str, method: MethodSpec, option: str, registry: Registry) -> bool:
+    """Return whether `text` looks like one more value of a method's option."""
     kinds = types_of(method, option, registry)
     if kinds == [list]:
-        members = get_args(registry.strategies[method.name].options.model_fields[option].annotation)
+        members = get_args(_annotation(method, option, registry))
         return set(text.split("+")) <= set(chain.from_iterable(map(_list_types, members)))
     if kinds == [str]:  # free text, in which only `last:2` after `last:1` is surely no method
         word, colon, _ = text.partition(":")
-        return bool(colon) and str(method.options[option]).startswith(word + colon)
+        return bool(colon) and str(method.given[option]).startswith(word + colon)
     named = text in kinds or (text == "none" and type(None) in kinds)
     return bool(kinds) and _split_on_commas(kinds) and (named or not isinstance(parse_value(text), str))

@@ -103,9 +103,9 @@ def packages_of(trial: Trial, registry: Registry) -> dict[str, tuple[str, ...]]:
     """
     method, benchmark = registry.strategy(trial.method.name), registry.benchmark(trial.benchmark.name)
     model = registry.model(trial.model.name)
-    packages = {"method": identity.names_of((method.strategy, method.options)),
-                "benchmark": identity.names_of((benchmark.build, benchmark.options)),
-                "model": identity.names_of((model.build, model.options))}
+    packages = {"method": identity.packages_of((method.strategy, method.options)),
+                "benchmark": identity.packages_of((benchmark.build, benchmark.options)),
+                "model": identity.packages_of((model.build, model.options))}
     for part, info in (("method", method), ("benchmark", benchmark)):
         if info.names_code:
             packages[part] = (identity.package_of(info.name.rpartition(":")[0]),)

@@ -38,6 +38,12 @@ def files(tmp_path):
     return a, b
 
 
+def test_a_wrong_option_of_the_benchmark_is_a_line(capsys, tmp_path, files):
+    files[0].write_text('benchmark = "split-mnist-5k:taks=5"\n' + files[0].read_text())
+    code, _, err = call(capsys, *files, "--method", "naive", "--out", tmp_path / "run")
+    assert code == 2 and "split-mnist-5k: no option 'taks'; did you mean 'tasks'?" in err
+
+
 def test_a_difference_is_divided_and_what_changes_nothing_has_exactly_nothing(capsys, tmp_path, files):
     out = tmp_path / "run"
     args = (*files, "--method", "naive", "--metric", "ACC,AIA", "--out", out, "--workers", 0)

@@ -54,6 +54,11 @@ def test_values_survive_writing_and_reading(value):
     assert parse_value(format_value(value)) == value
 
 
+def test_a_date_is_text():
+    for text in ("2024-01-31", "07:32:00", "2024-01-31T07:32:00"):
+        assert parse_value(text) == text
+
+
 @pytest.mark.parametrize("words", [["a"], ["a", "b_2"], ["all-linear"], ["all-linear", "q"], ["3"], ["2026-11-29"]])
 def test_lists_of_words_survive_as_well(words):
     written = format_value(words)

@@ -46,6 +46,8 @@ def test_the_rate_of_the_backbone_comes_before_that_of_the_head_and_the_mean_las
     assert choose([a, b, c, d]) is d
     e, f = tried(near, lr=1e-5, strength=1.0), tried((0.53, 0.56), lr=1e-5, strength=9.0)  # equal rates
     assert choose([tried(best, lr=3e-5, strength=1.0), e, f]) is f
+    none, lower = tried(best, lr=1e-4, head_lr="none"), tried(near, lr=1e-4, head_lr=1e-5)  # none means 1e-4
+    assert choose([none, lower]) is lower and choose([none, tried(near, lr=1e-4, head_lr=1e-3)]) is none
 
 
 def test_without_a_rate_the_best_mean_is_chosen():

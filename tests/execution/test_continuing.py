@@ -277,3 +277,8 @@ def test_a_recipe_of_the_methods_own_gives_way_to_what_is_said_now():
     assert made.own_recipe == {"batch_size": 16}
     with pytest.raises(SpecError, match=r"recipe: epochs and iterations both set the budget"):
         changed_recipe(trial, {"epochs": 1, "iterations": 2})
+    with pytest.raises(SpecError, match="momentum is an option of sgd, which adam does not use"):
+        changed_recipe(trial, {"momentum": 0.5})
+    sgd = trial.model_copy(update={"own_recipe": {"optimizer": "sgd", "momentum": 0.9}})
+    made = sgd.model_copy(update=changed_recipe(sgd, {"momentum": 0.5}))
+    assert made.recipe == trial.recipe and made.own_recipe == {"optimizer": "sgd", "momentum": 0.5}

@@ -151,7 +151,9 @@ def test_a_file_without_tables_is_tuned(tmp_path, capsys):
 @pytest.mark.parametrize(("values", "noted"), [
     ({}, True), ({"recipe": {"head_lr": 0.01}}, False), ({"recipe": {"optimizer": "sgd"}}, False),
     ({"tune": {"naive": {"recipe": {"lr": [1e-5], "head_lr": [1e-3]}}}}, False),
-    ({"tune": {"naive": {"recipe": {"lr": [1e-5, 3e-5]}}}}, True), ({"weights": None}, False)])
+    ({"tune": {"naive": {"recipe": {"lr": [1e-5, 3e-5]}}}}, True), ({"weights": None}, False),
+    ({"methods": [{"name": "naive", "recipe": {"head_lr": 0.01}}, "er"],  # each row has a rate of its heads
+      "tune": {"naive": {"recipe": {"lr": [1e-5]}}, "er": {"recipe": {"lr": [1e-5], "head_lr": [1e-3]}}}}, False)])
 def test_one_rate_for_a_pretrained_backbone_and_its_heads_is_noted(values, noted, tmp_path):
     file = tmp_path / "backbone.safetensors"
     file.write_bytes(b"planning reads only the hash")

@@ -356,6 +356,12 @@ def test_what_matters_in_one_scenario_is_searched_there_alone():
         ("lora", {"alpha": 1}, ("task",)), ("lora", {"infer": "entropy", "alpha": 1}, ("class",))]
 
 
+def test_an_option_that_is_searched_in_another_scenario_only_stays_in_the_label():
+    tune = {"lora": {"rank": {"values": [4, 8], "scenario": "class"}, "recipe": {"lr": [1e-3]}}}
+    assert [row.label for row in rows_for(methods=["lora:rank=8"], tune=tune)] == ["lora:rank=8"]
+    assert [row.label for row in rows_for(methods=["lora:rank=8"], tune=tune, scenario="class")] == ["lora"]
+
+
 def test_rows_that_what_is_searched_would_make_equal_are_refused():
     with pytest.raises(SpecError, match="two methods have the options 'ewc', apart from what is searched"):
         tuned_rows(methods=["ewc", "ewc:strength=3.0"])

@@ -39,7 +39,8 @@ def test_an_explicit_rate_cancels_an_inherited_lr_per():
     own = {"name": "naive", "recipe": {"lr": 0.03, "lr_per": 256}}
     assert trial(own, {"naive.recipe.lr": 0.01}, batch_size=32).trained_by.lr == 0.01
     both = ["naive.recipe.lr=0.01", "naive.recipe.lr_per=64"]
-    for options in (both, both[::-1]):
+    hyphen = ["naive.recipe.lr-per=64", "naive.recipe.lr=0.01"]
+    for options in (both, both[::-1], hyphen):
         assert trial(own, options, batch_size=32).trained_by.lr == 0.005
     assert merge({"recipe": PER_256}, {"lr": 0.01})["recipe"] == {"lr": 0.01, "batch_size": 32}
     assert merge({"recipe": PER_256}, {"lr": 0.01, "lr_per": 64})["recipe"] == {**PER_256, "lr": 0.01, "lr_per": 64}

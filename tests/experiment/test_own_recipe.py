@@ -51,6 +51,25 @@ def test_settings_of_an_optimizer_and_its_momentum_hold_in_any_order():
         assert planned(adam, options)[0].trial.own_recipe == {"optimizer": "sgd", "momentum": 0.9}
 
 
+def test_settings_of_a_published_recipe_and_its_parts_hold_in_any_order():
+    settings = ["acl.recipe.lr=0.5", "acl.recipe=published"]
+    for options in (settings, settings[::-1]):
+        method, = set_options(build({"methods": "acl"}), options).methods
+        assert method.recipe == {"published": True, "lr": 0.5}
+
+
+def test_a_budget_replaces_the_methods_own():
+    er = {"name": "er", "recipe": {"iterations": 6}}
+    assert planned([er], ["er.recipe.epochs=2"])[0].trial.trained_by.epochs == 2
+    with pytest.raises(SpecError, match="epochs and iterations both set the budget"):
+        planned([er], ["er.recipe.epochs=2", "er.recipe.iterations=3"])
+
+
+def test_one_milestone_is_a_list():
+    row, = planned(["ewc"], ["ewc.recipe.schedule=steps", "ewc.recipe.milestones=0.5"])
+    assert row.trial.trained_by.milestones == (0.5,)
+
+
 def test_a_rate_is_swept():
     labels = [p.label for p in planned(["ewc"], ["ewc.recipe.lr=0.01,0.1"])]
     assert labels == ["ewc:recipe.lr=0.01", "ewc:recipe.lr=0.1"]

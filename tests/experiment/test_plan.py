@@ -112,3 +112,7 @@ def test_a_row_that_was_searched_twice_has_the_candidates_of_both(registry):
     found = planned(registry, methods="er:capacity=50,naive", seeds=1, benchmark="split-mnist-5k", tuning=[
         search("er", "capacity", [10, 50]), search("er", "capacity", [50, 200]), search("lwf", "strength", [1.0, 2.0])])
     assert [p.searched for p in found] == [Searched(candidates=3, validation=0.1, seeds=(1000,)), None]
+    labeled = {"name": "er", "options": {"capacity": 10}, "label": "mine"}
+    own, other = planned(registry, methods=[labeled, "er:capacity=50"], seeds=1, benchmark="split-mnist-5k", tuning=[
+        search("er", "capacity", [10, 50]), search("mine", "capacity", [10])])
+    assert (own.searched.candidates, other.searched.candidates) == (1, 2)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
-from clbench.experiment.plan import part, plan
+from clbench.experiment.plan import plan, trials_of_shard
 from clbench.experiment.spec import build
 
 REGISTRY = discover()
@@ -21,7 +21,7 @@ def planned(methods, seeds, scenario="task,class"):
 def test_parts_are_the_whole_and_even(methods, seeds, parts):
     whole = planned(",".join(["naive", "ewc", "er", "lora"][:methods]), seeds)
     parts = min(parts, len(whole))
-    found = [part(whole, f"{i}/{parts}") for i in range(1, parts + 1)]
+    found = [trials_of_shard(whole, f"{i}/{parts}") for i in range(1, parts + 1)]
     assert sorted(p.trial.key for shard in found for p in shard) == sorted(p.trial.key for p in whole)
     sizes = [len(shard) for shard in found]
     assert max(sizes) - min(sizes) <= 1
@@ -34,9 +34,9 @@ def test_parts_are_the_whole_and_even(methods, seeds, parts):
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])
 def test_what_is_no_shard_is_refused(shard):
     with pytest.raises(SpecError, match=r"write i/n with i from 1 to n, as in 2/8"):
-        part(planned("naive", 2), shard)
+        trials_of_shard(planned("naive", 2), shard)
 
 
 def test_no_part_is_empty():
     with pytest.raises(SpecError, match="only 4 trials, so some parts would be empty: use fewer parts"):
-        part(planned("naive", 2), "5/5")
+        trials_of_shard(planned("naive", 2), "5/5")

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError
 from clbench.experiment.spec import build, read_toml
 
@@ -29,6 +30,17 @@ def test_all_mistakes_are_listed_with_their_place():
         "x.toml: seeds: expected a number of seeds or a list such as 0,1,2, got '0,x'",
         "x.toml: oops: no key 'oops' (docs/toml-keys.md lists all)",
     ]
+
+
+@pytest.mark.parametrize(("method", "advice"), [
+    ({"infer": "entropy"}, 'options = {infer = "entropy"}'), ({"targets": ["q", "v"]}, 'options = {targets = ["q", "v"]}'),
+    ({"rank": 4}, "options = {rank = 4}"), ({"lr": 0.1}, "recipe = {lr = 0.1}"), ({"n_epochs": 3}, "recipe = {epochs = 3}"),
+])
+def test_an_option_beside_the_name_is_told_its_table(method, advice):
+    line, = mistakes({"methods": [{"name": "lora", **method}]})
+    name, table = next(iter(method)), advice.partition(" ")[0]
+    assert line == f"x.toml: methods.0.{name}: write it under {table}, as in {advice}"
+    assert tomllib.loads(advice)
 
 
 @pytest.mark.parametrize(("given", "seeds"), [(2, (0, 1)), ("2", (0, 1)), ("4,7", (4, 7)), ([5], (5,))])

@@ -99,7 +99,7 @@ def test_values_in_python_keep_their_types(registry):
 
 @pytest.mark.parametrize(("methods", "sweep"), [
     ("lora:rank=1,2", "lora.rank=1,2"), ("naive,lora:alpha=2:rank=1,2,4,ewc", "lora.rank=1,2,4"),
-    ("many:mode=slow,fast", "many.mode=slow,fast"),
+    ("many:mode=slow,fast", "many.mode=slow,fast"), ("ewc:recipe.lr=0.01,0.1", "ewc.recipe.lr=0.01,0.1"),
     ("many:share=1,none", "many.share=1,none"), ("many:number=0,none", None), ("many:pattern=a,b", None),
     ("lora:rank=1,eww", None), ("many:pattern=a:1,b:2", None)])
 def test_values_in_the_list_of_methods_lead_to_set(registry, methods, sweep):
@@ -110,6 +110,12 @@ def test_values_in_the_list_of_methods_lead_to_set(registry, methods, sweep):
         assert line.startswith("no method")
     else:
         assert line.endswith(f"a comma begins the next method; a row for each value is --set {sweep}")
+
+
+def test_after_an_option_and_a_recipe_the_advice_names_neither(registry):
+    with pytest.raises(SpecError, match=r"lora: a comma begins the next method, so 0\.2 is no further value; a row for "
+                       r"each value is --set lora\.OPTION=VALUE,VALUE"):
+        labels(registry, "lora:rank=4:recipe.lr=0.1,0.2")
 
 
 def test_a_class_is_swept_by_its_name(tmp_path, registry):

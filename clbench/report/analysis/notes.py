@@ -9,7 +9,7 @@ from clbench.core.objective import Metric, objective_of
 from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
 from clbench.experiment.arrival import Arrival
-from clbench.experiment.recipe import DECAY, OPTIMIZER_TITLES, Recipe
+from clbench.experiment.recipe import BUDGET, DECAY, OPTIMIZER_TITLES, Recipe
 from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.method_records import RECIPE, same_on_every_seed, test_samples, test_set_interval
@@ -72,7 +72,6 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 
-BUDGET = ("epochs", "iterations", "batch_size")  # hyperparameters that determine the number of steps
 
 
 def own_recipe(trial: Trial) -> str:
