@@ -29,11 +29,17 @@ LoRA is compared with itself: without task IDs minus with them, and with a pretr
 2 points worse", with a wider interval, so it can be inconclusive although the finding is clear. Tests in reports are
 corrected for all pairs of methods, so a report can call it not significant.
 """
-SUMMARY = """
+ANSWER = "answer"  # the study whose comparisons were chosen before its first trial
+UNDER_WAY = """
 **The first finding will probably not hold.** EWC had one learning rate for backbone and head, as ER and PNN had. A
 study under way, `answer`, gives them a separate learning rate for the head. In its tuning runs, they [scored higher
 than LoRA](should-i-use-lora.md).
-
+"""
+PLANNED = """
+**The [planned comparisons](../reports/lora_question/answer/primary.md) of the study `answer` count first.** They were
+chosen before its first trial. Their intervals and tests belong to other families than those on these pages.
+"""
+SUMMARY = """
 ## All claims
 
 Each cell counts studies by verdict: supported / contradicted / inconclusive. Columns separate pretrained from other
@@ -141,7 +147,9 @@ def summary_page(claims: Sequence[ClaimResult]) -> str:
     fields = {name: re.search(rf"^{key}: (.+)$", citation, re.MULTILINE)[1]
               for name, key in (("version", "version"), ("date", "date-released"))}
     first = claims[0]
-    return "\n".join([INTRODUCTION, *headline_table(claims), SUMMARY, *summary_table(claims),
+    finished = any(row.source.name.startswith(f"{ANSWER} ") for claim in claims for row in claim.counted)
+    return "\n".join([INTRODUCTION, *headline_table(claims), PLANNED if finished else UNDER_WAY, SUMMARY.lstrip("\n"),
+                      *summary_table(claims),
                       RULES.format(sentence=first.claim.sentence, slug=first.slug, **fields), "```{toctree}",
                       ":hidden:", "", *(f"claims/{claim.slug}" for claim in claims), "claims/studies", "```"]) + "\n"
 

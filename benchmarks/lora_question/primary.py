@@ -5,7 +5,7 @@
 
 `clbench report` compares all rows of a study in its own way. This script makes the comparisons that were chosen before
 the first trial, with the tests, intervals and verdicts of the protocol. It refuses an incomplete study, records of two
-commits, and a row whose trials differ in more than the seed.
+commits, a row whose trials differ in more than the seed, and rows that differ in images, model or shared recipe.
 """
 
 import json
@@ -25,6 +25,7 @@ SECONDARY = ("ranpac", "ridge", "joint-equal-steps")
 EXPLORATORY = ("naive", "lora", *PRIMARY, *SECONDARY)  # compared with lora-head-rate and seq-lora
 TASK_ONLY = "seq-lora"  # this row has no trials without task IDs
 ROWS = ("naive", "lora", "lora-head-rate", TASK_ONLY, *PRIMARY, *SECONDARY)
+OWN_PARTS = ("seed", "scenario", "method", "own_recipe")  # parts of a trial in which rows may differ
 BUDGET_SEEDS, BUDGET_ROWS = range(3), ("naive", "er", "lora", "joint-equal-steps")
 Accuracies = dict[tuple[str, str], np.ndarray]  # by row and scenario, in percent, one for each seed
 
@@ -41,7 +42,8 @@ def read_records(folder: Path) -> list[dict]:
 
 def read(folder: Path, rows: tuple[str, ...], seeds: range) -> Accuracies:
     """Return the accuracies after the last task [seeds]; NaN for a seed on which the method diverged."""
-    found, settings, commits = defaultdict(dict), defaultdict(set), set()
+    found, settings, streams = defaultdict(dict), defaultdict(set), defaultdict(set)
+    shared_settings, commits = set(), set()
     for record in read_records(folder):
         trial, status = record["trial"], record["status"]
         row, seed = (record["label"].partition(":")[0], trial["scenario"]), trial["seed"]
@@ -53,11 +55,16 @@ def read(folder: Path, rows: tuple[str, ...], seeds: range) -> Accuracies:
             errors = record["errors"][-1]
             found[row[0], GIVEN][seed] = 100 * np.mean(np.divide(errors["given"], errors["samples"]))
         settings[row].add(json.dumps({**trial, "seed": None}, sort_keys=True))
+        shared_settings.add(json.dumps({**trial, **dict.fromkeys(OWN_PARTS)}, sort_keys=True))
+        streams[trial["scenario"], seed].add(record["stream"]["fingerprint"])
         commits.add(str(record["provenance"]["git"]))
     problems = [f"{row}, scenario {scenario}: {len(found[row, scenario])} of {len(seeds)} seeds"
                 for row in rows for scenario in scenarios_of(row) if sorted(found[row, scenario]) != list(seeds)]
     problems += [f"{row}, scenario {scenario}: its trials differ in more than the seed"
                  for (row, scenario), values in settings.items() if len(values) > 1]
+    problems += [f"scenario {scenario}, seed {seed}: rows have different images"
+                 for (scenario, seed), values in streams.items() if len(values) > 1]
+    problems += ["rows differ in benchmark, model, weights or shared recipe"] * (len(shared_settings) > 1)
     if problems or len(commits) != 1 or not all(re.fullmatch("[0-9a-f]+", commit) for commit in commits):
         sys.exit("\n".join([f"The study in {folder} is not complete, or is not of one clean commit.", *problems,
                             f"commits: {', '.join(sorted(commits))}"]))
@@ -147,7 +154,8 @@ def main(study: Path, *larger_budget: Path) -> None:
         print("", *compare(accuracies, row, EXPLORATORY, False), sep="\n")
     for folder in larger_budget:
         budgets = {64: accuracies, 256: read(folder, BUDGET_ROWS, BUDGET_SEEDS)}
-        print("\n## Order of the means on seeds 0 to 2\n\n| steps per task | task IDs | methods, best first |\n"
+        print(f"\n## Order of the means on seeds 0 to 2\n\n256 steps: {describe_origin(folder)}\n\n"
+              "| steps per task | task IDs | methods, best first |\n"
               "| --: | :-- | :-- |")
         for scenario, title in SCENARIOS.items():
             for steps, values in budgets.items():

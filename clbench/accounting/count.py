@@ -38,7 +38,7 @@ class Count:
     flops: int | None = None  # of predicting one sample, a multiplication and its addition counted as two
     train_flops: list[int] | None = None  # of training on each task, if counted
     steps: list[int] = field(default_factory=list)  # of training on each task
-    row_flops: list[Fraction] = field(default_factory=list)  # of predicting one sample after each task, if counted
+    sample_flops: list[Fraction] = field(default_factory=list)  # of predicting one sample after each task, if counted
     note: str | None = None  # why lists end early
     remarks: list[str] = field(default_factory=list)  # the strategy's own notes
     model_bytes: int = 0  # of the network before the method changes it
@@ -100,9 +100,10 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
                 run.train_task(index)
                 result.kept.append(measure(strategy))
                 if training and not run.uncounted:
-                    result.row_flops.append(row_flops(strategy, stream, task_ids[min(index, len(task_ids) - 1)], batch))
+                    task = task_ids[min(index, len(task_ids) - 1)]
+                    result.sample_flops.append(sample_flops(strategy, stream, task, batch))
             tested = task_ids if training else task_ids[-1:]
-            result.flops = round(mean(row_flops(strategy, stream, task, batch) for task in tested))
+            result.flops = round(mean(sample_flops(strategy, stream, task, batch) for task in tested))
         except RuntimeError as error:  # torch raises it if the value of a meta tensor is needed
             progress = f"{len(result.kept)} of {stream.told_tasks} tasks"
             result.note = f"cannot be counted without data after {progress} ({typed_message(error, 200)})"
@@ -118,7 +119,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     return result
 
 
-def row_flops(strategy: Strategy, stream: Stream, task: int | None, batch: int) -> Fraction:
+def sample_flops(strategy: Strategy, stream: Stream, task: int | None, batch: int) -> Fraction:
     """Return the FLOPs of predicting a test sample, of the given task or of all, in batches of at most `batch`."""
     tested_tasks = stream.tested_tasks if task is None else stream.tasks[task:task + 1]
     kind = tokens.DTYPE if stream.is_text else torch.float32

@@ -79,9 +79,9 @@ def plain_work(measured: ModelSpeed, trial: Trial, stream: Stream) -> Workload:
 
 def counted_work(count: Count, stream: Stream) -> Workload | None:
     """Return the workload on a stream that a dry run has counted; None if it did not count the FLOPs."""
-    if not count.train_flops or not count.row_flops:
+    if not count.train_flops or not count.sample_flops:
         return None
-    steps, flops, rows = count.steps, count.train_flops, [float(row) for row in count.row_flops]
+    steps, flops, rows = count.steps, count.train_flops, [float(row) for row in count.sample_flops]
     if stream.hidden:  # the dry run counted it as one task
         samples = [len(task.train) for task in stream.tasks]
         shares = [size / sum(samples) for size in samples]

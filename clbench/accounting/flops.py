@@ -1,9 +1,9 @@
 """FLOPs of matrix products, convolutions and attention; a multiplication and its addition count as two.
 
 The formulas are those of `torch.utils.flop_counter`. This module adds attention as the CPU computes it, the fused
-attention of `nn.MultiheadAttention` at test time, products with vectors, products of groups and of three factors, and
-the gradients of grouped convolutions, which torch counts once for every group. All other operations count as 0:
-element-wise operations, normalization, gathers, sorting, and decompositions and solvers of `torch.linalg`.
+`nn.MultiheadAttention` and `nn.TransformerEncoderLayer` at test time, products with vectors, products of groups and of
+three factors, and the gradients of grouped convolutions, which torch counts once for every group. All other operations
+count as 0: element-wise operations, normalization, gathers, sorting, and decompositions and solvers of `torch.linalg`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,12 @@ def fused_attention(query: Shape, key: Shape, value: Shape, width: int, heads: i
     return projections + 4 * samples * length * key_length * width
 
 
+def encoder_layer(x: Shape, width: int, heads: int, *rest: Any, **_: Any) -> int:
+    """Return the FLOPs of a fused encoder layer on x [N, L, D]: attention, and the two linear layers after it."""
+    first_weight, second_weight = rest[11], rest[13]
+    return fused_attention(x, x, x, width, heads) + 2 * x[0] * x[1] * (prod(first_weight) + prod(second_weight))
+
+
 def convolution_backward(gradient: Shape, x: Shape, weight: Shape, _bias: Any, _stride: Any, _padding: Any,
                          _dilation: Any, transposed: bool, _output_padding: Any, groups: int,
                          wanted: Sequence[bool], **_: Any) -> int:
@@ -83,6 +89,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     aten._native_multi_head_attention: fused_attention,
+    aten._transformer_encoder_layer_fwd: encoder_layer,
     aten.mv: product,
     aten.dot: product,
     aten.addmv: added_product,
@@ -101,7 +108,9 @@ Formula = Callable[[Sequence[Any], Mapping[str, Any], Any], int]  # of arguments
 
 
 def shape_of(value: Any) -> Any:
-    """Return the shape of a tensor; return any other value unchanged."""
+    """Return the shape of a tensor, of a nested tensor that of its padded form; return any other value unchanged."""
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return torch.nested.to_padded_tensor(value, 0.0).shape
     return value.shape if isinstance(value, torch.Tensor) else value
 
 

@@ -28,10 +28,10 @@ READING = (  # for tables of any metric; `definitions` replaces {values} and {Sh
     "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
     "that are equal for every seed are compared without a test.",
     "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
-    "baseline are one family of tests, all pairs of methods another one. P-values are Holm-corrected within their "
-    f"family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer than {FEW} "
-    "seeds the test is the paired t-test, which assumes normally distributed differences. With more it is the "
-    "sign-flip test, if it can reach this level. If all seeds share their test samples and records have the "
+    "baseline, those with joint training, and all pairs of methods are families of tests. P-values are Holm-corrected "
+    f"within their family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer "
+    f"than {FEW} seeds the test is the paired t-test, which assumes normally distributed differences. With more it is "
+    "the sign-flip test, if it can reach this level. If all seeds share their test samples and records have the "
     "results of single samples, {values} are tested over seeds and samples. {Shares} within 3 standard deviations of "
     "100% are not tested. The effect size is Hedges' g. Intervals of differences are not corrected.",
     "Trainable parameters per task are those of the last task. Total parameters and storage count everything that a "

@@ -17,8 +17,8 @@ The paper leaves some details open. These are from the authors' code (GengDavid/
 - 5 epochs with 256 features per class, drawn again in each epoch, in batches of 256: one step for each class.
 - SGD with learning rate 0.01, momentum 0.9 and weight decay 5e-4, with a cosine schedule over the epochs.
 - Temperature 0.1, and 1e-4 I is added to S_c.
-- After t tasks, the means of the classes of task i are scaled by 0.9 + 0.1 i / t. As far as we know, only the code
-  does this (`align_shrink = 1` does not scale them).
+- The means of the classes of task i are scaled by 0.9 + 0.1 i / t. Here, t is the latest task that gave a Gaussian. As
+  far as we know, only the code does this (`align_shrink = 1` does not scale them).
 
 Other implementations differ. LAMDA-PILOT has 3 epochs. Mammoth has the authors' numbers. InfLoRA's code
 (methods/inflora_ca1.py) has them too, but no recall: the next alignment continues from the previous one. SLCA++
@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.core.errors import DivergedError
+from clbench.core.errors import DivergedError, SpecError
 from clbench.data.samples import Samples
 from clbench.strategy.base import Strategy, Task
 from clbench.strategy.common_options import AlignOptions
@@ -94,6 +94,9 @@ class Aligned(Strategy):
         self.met: list[int] = []
         self.met_in: list[int] = []
         self.met_samples: list[int] = []
+        if self.aligns and type(self).head_of is Aligned.head_of and self.model.head.bias is None:
+            raise SpecError("align = true realigns a head with biases, and this model's head has none; choose align = "
+                            "false, or a model whose head has biases")
         if self.options.align and not self.aligns:
             self.notes.append("align = true changes nothing here: only in scenario class are outputs of different "
                               "tasks compared")

@@ -141,9 +141,11 @@ class HerdedMemory(SampleMemory):
         if self.options.per_class is None:
             setting, minimum = f"capacity = {self.options.capacity}", sets * self.fewest
         else:
-            setting, minimum = f"per_class = {self.options.per_class}", of_class * self.fewest
+            times = of_class if self.options.quota == "class" else 1
+            setting, minimum = f"per_class = {self.options.per_class}", times * self.fewest
+        advice = ", or quota = class-and-task" if self.options.per_class and minimum > self.fewest else ""
         raise SpecError(f"{self.method}: {setting} cannot hold {self.needed} {of_what}; choose at least {minimum}"
-                        + (", or quota = class-and-task" if self.options.per_class and of_class > 1 else ""))
+                        + advice)
 
     def unit_features(self, x: Tensor) -> Tensor:
         """Return the normalized features [N, D] of inputs [N, *input_shape]."""

@@ -38,7 +38,7 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
                   samples: Samples, inner: Callable[[Any], Any] = lambda layer: layer) -> dict[str, Tensor]:
     """Return the uncentered second moment [d, d] of each layer's inputs over raw samples, in eval mode, by layer name.
 
-    For a language model, padding is excluded, because its blocks do not mask it.
+    For texts, padding is excluded: blocks may set their outputs to 0 there, but not the inputs of layers inside them.
 
     Args:
         strategy: the strategy, whose `stream_info.prepare` prepares the samples.
@@ -54,9 +54,11 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
     token_mask: Tensor | None = None  # bool [N, L], false for padding
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # Some models, such as OPT, flatten their tokens before a layer.
-        input_rows = rows(inner(layer), inputs[0] if token_mask is None else
-                          inputs[0].flatten(0, -2) * token_mask.flatten().unsqueeze(-1))
+        x = inputs[0]
+        # Some models, such as OPT, flatten their tokens before a layer. After the pooling there is a vector per text.
+        if token_mask is not None and x.numel() == token_mask.numel() * x.shape[-1]:
+            x = x.flatten(0, -2) * token_mask.flatten().unsqueeze(-1)
+        input_rows = rows(inner(layer), x)
         moment = input_rows.T @ input_rows / len(samples)
         sums[name] = sums[name] + moment if name in sums else moment
 
@@ -65,7 +67,7 @@ def input_moments(strategy: Strategy, run: Callable[[Tensor], Tensor], layers: M
         with evaluating(strategy):
             chunks = samples.chunks(ITEMS if strategy.stream_info.predicts_tokens else CHUNK)
             for part in map(strategy.objective.cut, chunks):
-                token_mask = tokens.present(part.x) if strategy.stream_info.predicts_tokens else None
+                token_mask = tokens.present(part.x) if strategy.stream_info.is_text else None
                 run(strategy.stream_info.prepare(part.x))
     finally:
         for handle in handles:

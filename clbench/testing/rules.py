@@ -25,6 +25,7 @@ from clbench.testing.tiny import (
     DividedLosses,
     Make,
     NonConforming,
+    is_same,
     predict_all,
     stack_problem,
     tiny_stream,
@@ -96,7 +97,7 @@ def check_task_free(make: Make) -> None:
             if state.keys() != first_state.keys():
                 raise NonConforming(f"{location}: it keeps other tensors, {sorted(state.keys() ^ first_state.keys())}")
             for name, tensor in first_state.items():
-                if not torch.equal(tensor, state[name]):
+                if not is_same(tensor, state[name]):
                     raise NonConforming(f"{location}: {name} is another, so it knows where tasks end")
             if not torch.equal(generator_state, first_generator_state):
                 raise NonConforming(f"{location}: it draws other random numbers, so it knows where tasks end")

@@ -22,7 +22,7 @@ from clbench.core.errors import typed_message
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.options import NoOptions
 from clbench.core.scenario import Scenario, scenario_rules
-from clbench.core.torch_private import attributes_of
+from clbench.core.torch_private import NormWithStatistics, attributes_of
 from clbench.data.prepare import Prepare
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream, StreamTask
@@ -37,6 +37,7 @@ from clbench.persistence.strategy_state import UNCHANGING, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
 from clbench.training.budget import phases_of, shares_of, steps_of
 from clbench.training.building import channels_last, require_outputs, stream_info_of
+from clbench.training.cache import are_identical
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import given_tasks, require_prediction
 from clbench.training.loop import TrainingLoop
@@ -211,8 +212,26 @@ def unchanged(before: Mapping[str, Any], after: Mapping[str, Any], by: str) -> N
     for name in sorted(before.keys() ^ after.keys()):
         raise NonConforming(f"{by} adds or removes {name}")
     for name, value in before.items():
-        if not (torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]):
+        if not (is_same(value, after[name]) if isinstance(value, Tensor) else value == after[name]):
             raise NonConforming(f"{by} changes {name}")
+
+
+def is_same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same shape, dtype and values; NaN is equal to NaN."""
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and are_identical(one, other)
+
+
+@contextmanager
+def fixed_statistics(strategy: Strategy) -> Iterator[None]:
+    """Let normalization use its running statistics. In training mode it changes them and mixes the batch's samples."""
+    layers = [m for m in strategy.modules() if isinstance(m, NormWithStatistics) and m.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
 
 
 class DividedLosses(Callback):
@@ -226,10 +245,11 @@ class DividedLosses(Callback):
         """Compare both before the step."""
         strategy, train_step = training.replicas[0].strategy, training.train_step
         if train_step is not None and declares(strategy, "loss_is_mean"):
-            whole, repeated = train_step.losses(batches).detach(), train_step.losses(batches).detach()
-            in_parts = torch.zeros_like(whole)
-            for share, part in divide_batches(batches, 3):
-                in_parts += share * train_step.losses(part).detach()
+            with fixed_statistics(strategy):
+                whole, repeated = train_step.losses(batches).detach(), train_step.losses(batches).detach()
+                in_parts = torch.zeros_like(whole)
+                for share, part in divide_batches(batches, 3):
+                    in_parts += share * train_step.losses(part).detach()
             if torch.equal(whole, repeated) and not torch.allclose(whole, in_parts, rtol=1e-3, atol=1e-5):
                 cls = type(strategy)
                 source = next(base for base in cls.__mro__ if "loss_is_mean" in vars(base))

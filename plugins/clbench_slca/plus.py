@@ -106,7 +106,7 @@ class SLCAPlus(Aligned, SummedLoRA):
 
     @property
     def ages(self) -> Tensor:
-        """Return for each class so far the number of tasks since it was learned, [K]."""
+        """Return for each class so far the number of tasks from that of its Gaussian to the latest with one, [K]."""
         return max(self.met_in) - torch.tensor(self.met_in)
 
     def _draw(self) -> tuple[Tensor, Tensor]:

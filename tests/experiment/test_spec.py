@@ -33,8 +33,9 @@ def test_all_mistakes_are_listed_with_their_place():
 
 
 @pytest.mark.parametrize(("method", "advice"), [
-    ({"infer": "entropy"}, 'options = {infer = "entropy"}'), ({"targets": ["q", "v"]}, 'options = {targets = ["q", "v"]}'),
-    ({"rank": 4}, "options = {rank = 4}"), ({"lr": 0.1}, "recipe = {lr = 0.1}"), ({"n_epochs": 3}, "recipe = {epochs = 3}"),
+    ({"infer": "entropy"}, 'options = {infer = "entropy"}'),
+    ({"targets": ["q", "v"]}, 'options = {targets = ["q", "v"]}'), ({"rank": 4}, "options = {rank = 4}"),
+    ({"lr": 0.1}, "recipe = {lr = 0.1}"), ({"n_epochs": 3}, "recipe = {epochs = 3}"),
 ])
 def test_an_option_beside_the_name_is_told_its_table(method, advice):
     line, = mistakes({"methods": [{"name": "lora", **method}]})

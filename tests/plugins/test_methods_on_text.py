@@ -6,13 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.methods import METHODS
-from helpers.texts import text_bench, tiny_texts
+from helpers.texts import WIDTH, Words, text_bench, tiny_texts
+from torch import nn
 
 from clbench.core import tokens
 from clbench.core.errors import SpecError
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
 from clbench.strategy.per_sample_gradients import mean_gradients
+from clbench.strategy.subspace import input_moments
 from clbench.testing import tiny
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
@@ -105,3 +107,15 @@ def test_fisher_of_an_embedding_is_that_of_single_samples():
     word = found["model.blocks.0.body.embedding.weight"]
     assert word.abs().max() > 0
     assert all(torch.allclose(found[name], expected[name], rtol=1e-9, atol=1e-15) for name in expected)
+
+
+def test_the_moments_of_a_layer_s_inputs_are_those_of_tokens_and_not_of_padding():
+    strategy, train = text_bench(discover().strategy("naive"), {}, "task").strategy, tiny_texts("task").tasks[0].train
+    words, first, second = Words(), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)  # `first` has biases
+    with torch.no_grad():
+        inputs = first(words(train.x))[tokens.present(train.x)]
+    expected = inputs.T @ inputs / len(train)
+    for extra in (0, 9):
+        padded = replace(train, x=F.pad(train.x, (0, extra), value=tokens.NO_TOKEN))
+        found = input_moments(strategy, lambda x: second(first(words(x))), {"second": second}, padded)["second"]
+        torch.testing.assert_close(found, expected)

@@ -26,7 +26,7 @@ def write_study(primary, folder, seeds, offset=None, **changes):
                 accuracy = (offset or (lambda *_: 50.0))(row, scenario, seed) / 100
                 record = {"label": f"{row}:recipe.lr=1e-3", "status": "done", "R": [[0.1, 0.1], [accuracy, accuracy]],
                           "trial": {"scenario": scenario, "seed": seed, "own_recipe": {"lr": 1e-3}},
-                          "provenance": {"git": "abc123", "machine": "AMD"},
+                          "provenance": {"git": "abc123", "machine": "AMD"}, "stream": {"fingerprint": f"{seed}"},
                           "errors": [{"given": [6, 9], "samples": [10, 10]}] if scenario == "class" else []}
                 record |= changes if (row, scenario, seed) == ("ewc", "task", 3) else {}
                 (folder / "records" / f"{row}{scenario}{seed}.json").write_text(json.dumps(record))
@@ -90,7 +90,10 @@ def test_a_method_that_diverged_is_not_tested_and_counts_in_the_family(primary, 
     (range(10), {"provenance": {"git": "abc123+dirty"}}, "abc123+dirty"),
     (range(10), {"provenance": {"git": None}}, "commits: None, abc123"),
     (range(10), {"trial": {"scenario": "task", "seed": 3, "own_recipe": {"lr": 1e-4}}},
-     "ewc, scenario task: its trials differ in more than the seed")])
+     "ewc, scenario task: its trials differ in more than the seed"),
+    (range(10), {"stream": {"fingerprint": "x"}}, "scenario task, seed 3: rows have different images"),
+    (range(10), {"trial": {"scenario": "task", "seed": 3, "recipe": {"iterations": 65}}},
+     "rows differ in benchmark, model, weights or shared recipe")])
 def test_a_study_that_is_incomplete_or_of_two_commits_is_refused(primary, tmp_path, seeds, changes, message):
     with pytest.raises(SystemExit, match="not complete") as error:
         primary.read(write_study(primary, tmp_path / "s", seeds, **changes), primary.ROWS, range(10))
@@ -104,6 +107,7 @@ def test_the_script_prints_all_tables(primary, tmp_path, capsys):
     assert "| lora | 60.0 (0.0) | 60.0 (0.0) | 75.0 (0.0) |" in printed
     assert re.search(r"\| seq-lora \| [0-9.]+ \([0-9.]+\) \|  \|  \|\n", printed) and "abc123: 210 on AMD." in printed
     assert printed.count("| with task IDs |") == printed.count("| without task IDs |") + 9  # seq-lora has one scenario
+    assert "256 steps: All trials ran at commit abc123: 63 on AMD." in printed
     assert "| 256 | without task IDs | er 80.0, naive 60.0, lora 60.0, joint-equal-steps 60.0 |" in printed
     assert printed.count("\n## ") == 5
 

@@ -11,7 +11,7 @@ from helpers.records import make_matrix, make_record
 
 from clbench.core.registry import installed
 from clbench.experiment.search import Searched
-from clbench.experiment.trial import Weights
+from clbench.experiment.trial import Resolved, Weights
 from clbench.experiment.until import UntilDecided
 from clbench.report import build
 from clbench.report.analysis.headline import ANSWER, CAUTION, COST, NEXT, TRADE_OFFS
@@ -319,6 +319,20 @@ def test_fresh_seeds_are_analyzed_alone_if_the_rule_of_adding_seeds_does_not_app
     assert told(records, NEXT) == [
         "confirm with fresh seeds, analyzed alone: clbench run --methods ewc,er,naive --seeds 2,3 --out "
         "runs/split-mnist-5k-confirmation"]
+
+
+def test_seeds_without_samples_are_not_proposed():
+    wide = (0.02, -0.03, 0.01, 0.0, 0.03, -0.02)
+
+    def advice(per_class):  # of 500 training images per class
+        benchmark = Resolved(name="split-cifar100", options={"train_per_class": per_class, "train_draw": "seed"})
+        records = study({"ewc": 0.8, "er": 0.78, "naive": 0.5}, 3, wide, "clbench run --methods ewc,er,naive --seeds 3")
+        return told([r.model_copy(update={"trial": r.trial.model_copy(update={"benchmark": benchmark})})
+                     for r in records], NEXT)
+
+    assert advice(10)[0].startswith("collect seeds until the question is decided")
+    assert advice(50)[0].startswith("confirm with fresh seeds") and "--seeds 3,4,5" in advice(50)[0]
+    assert advice(100) == []
 
 
 def test_more_seeds_are_run_with_the_methods_of_all_commands():

@@ -10,7 +10,7 @@ from helpers.per_task import make_model, make_stream_info, make_task
 from torch import nn
 
 import clbench
-from clbench.core.errors import DivergedError
+from clbench.core.errors import DivergedError, SpecError
 from clbench.core.registry import discover
 from clbench.data.samples import Samples
 from clbench.persistence.snapshot import read, restore, write
@@ -284,3 +284,11 @@ def test_a_realigned_head_is_better_where_features_hardly_move(tmp_path):
                           workers=0, out=tmp_path)
     accuracy = {record.trial.method.options.get("align", False): np.mean(record.R[-1]) for record in records}
     assert accuracy[True] > accuracy[False] + 0.2
+
+
+def test_a_head_without_biases_is_refused_before_training():
+    model = make_model()
+    model.head = nn.Linear(model.head.in_features, model.head.out_features, bias=False)
+    with pytest.raises(SpecError, match="this model's head has none; choose align = false"):
+        Mine(model, make_stream_info("class"), MineOptions(align=True))
+    Mine(model, make_stream_info("class"), MineOptions(align=False))

@@ -1,6 +1,9 @@
 import pytest
+import torch
 
+from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.strategy.base import Strategy
 from clbench.testing.checks import CHECKS, check
 
 CHOSEN = [
@@ -68,3 +71,20 @@ def cases():
                          ",".join(f"{k}={x}" for k, x in v.items()) or "-")
 def test_our_strategies_keep_the_rules(method, options, name):
     check(REGISTRY.strategy(method), name, options)
+
+
+class Means(Strategy):
+    """Stores NaN for classes that do not occur, as `class_means` does."""
+
+    def after_task(self, task):
+        self.register_buffer("means", torch.full((3,), torch.nan))
+
+
+@pytest.mark.parametrize("rule", ["checkpoint", "loss-is-pure", "predict-changes-nothing", "copy", "repeatable"])
+def test_a_buffer_with_nan_is_not_called_changed(rule):
+    check(StrategyInfo("x", Means, ""), rule)
+
+
+@pytest.mark.parametrize("rule", ["loss-is-pure", "declarations"])
+def test_batch_normalization_is_no_impure_loss(rule):
+    check(StrategyInfo("x", Strategy, "", check_model="resnet18"), rule)

@@ -132,7 +132,13 @@ class Parts(PerTaskStrategy):
         return self.model.features(x)
 
 
-@pytest.mark.parametrize(("cls", "fact"), [(SaysNothing, "inputs_only_through_model"), (SaysNo, None),
+class Asserts(SaysNothing):
+    def predict(self, x, task=None):
+        assert x.shape[1:] == self.stream_info.input_shape
+        return super().predict(x, task)
+
+
+@pytest.mark.parametrize(("cls", "fact"), [(Asserts, None), (SaysNothing, "inputs_only_through_model"), (SaysNo, None),
                                            (Parts, "parts_final"), (Strategy, None)])
 def test_what_would_hold_and_save_much_is_suggested(cls, fact):
     info = StrategyInfo("x", cls, "")

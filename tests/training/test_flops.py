@@ -85,6 +85,20 @@ def test_multihead_attention_costs_the_same_by_its_fast_path_and_without():
     assert fast == counted(forward)[0] == 3 * (4 * 2 * 9 * 16 * 16 + 2 * 2 * 9 * 9 * 16)
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage")
+def test_a_fused_encoder_layer_costs_what_its_parts_do():
+    layer, x = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), torch.randn(3, 9, 16)
+    in_parts = counted(lambda: layer(x))[0]
+    layer.eval()
+    with torch.no_grad():
+        assert counted(lambda: layer(x))[0] == in_parts == 3 * 9 * 2 * (4 * 16 * 16 + 2 * 9 * 16 + 2 * 16 * 24)
+        encoder, padding = nn.TransformerEncoder(layer, 2).eval(), torch.zeros(3, 9, dtype=torch.bool)
+        padding[0, 5:] = True
+        with FlopCount() as ours:  # torch's counter does not take the nested tensors
+            encoder(x, src_key_padding_mask=padding)
+        assert ours.total == 2 * in_parts
+
+
 def test_products_with_vectors_are_products():
     a, b = torch.randn(4, 5), torch.randn(5)
     assert counted(lambda: (a @ b, b @ b, torch.addmv(torch.zeros(4), a, b)))[0] == 2 * (20 + 5 + 20)

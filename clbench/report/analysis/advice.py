@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from clbench.core.files import run_folder_name
 from clbench.core.options import format_value, recipe_options
 from clbench.core.registry import installed
@@ -67,13 +69,29 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
         return ""
     file, benchmark = _file(command), setting.records[0].trial.benchmark.name
     folder = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
-    if FIRST <= len(setting.seeds) < MOST and setting.seeds == tuple(range(len(setting.seeds))):
+    numbered = setting.seeds == tuple(range(len(setting.seeds)))
+    if FIRST <= len(setting.seeds) < MOST and numbered and _has_samples(setting, range(MOST)):
         settings: dict[str, str | None] = {"--until": "decided", "--baseline": BEST, "--out": f"{folder}-decided"}
         return f"collect seeds until the question is decided, in a new folder: {shlex.join(_with(command, settings))}"
     first_seed = max(setting.seeds) + 1
-    seeds = ",".join(map(str, range(first_seed, first_seed + min(len(setting.seeds), MOST))))
-    return ("confirm with fresh seeds, analyzed alone: "
-            + shlex.join(_with(command, {"--seeds": seeds, "--out": f"{folder}-confirmation"})))
+    fresh_seeds = range(first_seed, first_seed + min(len(setting.seeds), MOST))
+    if not _has_samples(setting, fresh_seeds):
+        return ""
+    settings = {"--seeds": ",".join(map(str, fresh_seeds)), "--out": f"{folder}-confirmation"}
+    return f"confirm with fresh seeds, analyzed alone: {shlex.join(_with(command, settings))}"
+
+
+def _has_samples(setting: Setting, seeds: Sequence[int]) -> bool:
+    """Return whether the benchmark has samples for these seeds; true if it is not installed or has other options."""
+    trial = setting.records[0].trial
+    info = installed().benchmarks.get(trial.benchmark.name)
+    if info is None:
+        return True
+    try:
+        options = info.options.stored(trial.benchmark.options)
+    except ValidationError:
+        return True
+    return not options.seed_problem(seeds, trial.validation)
 
 
 def _run_command(setting: Setting) -> list[str] | None:
