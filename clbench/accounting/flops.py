@@ -72,8 +72,8 @@ def fused_attention(query: Shape, key: Shape, value: Shape, width: int, heads: i
 
 def encoder_layer(x: Shape, width: int, heads: int, *rest: Any, **_: Any) -> int:
     """Return the FLOPs of a fused encoder layer on x [N, L, D]: attention, and the two linear layers after it."""
-    first_weight, second_weight = rest[11], rest[13]
-    return fused_attention(x, x, x, width, heads) + 2 * x[0] * x[1] * (prod(first_weight) + prod(second_weight))
+    weights: int = prod(rest[11]) + prod(rest[13])
+    return fused_attention(x, x, x, width, heads) + 2 * x[0] * x[1] * weights
 
 
 def convolution_backward(gradient: Shape, x: Shape, weight: Shape, _bias: Any, _stride: Any, _padding: Any,

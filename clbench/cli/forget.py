@@ -153,8 +153,8 @@ def show_items(auditor: Auditor) -> None:
                    f"{len(item.scored)} are scored (\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}like this"
                    "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}):")
         click.echo(show_scored(item, auditor.tokenizer))
-        for note in file.tokens.notes:
-            click.echo(f"{note} to {auditor.length} tokens")
+        for note in file.tokens.notes(auditor.length):
+            click.echo(note)
         click.echo()
 
 

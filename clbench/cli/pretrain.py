@@ -135,6 +135,6 @@ def command(benchmark: str, seed: int, out: Path, plugins: tuple[Path, ...], **f
     start_time = time.monotonic()
     click.echo(f"training {trial.model.name} on {text}", err=True)
     result = pretrain(trial, out, spec.execution, device, registry)
-    click.echo(f"{result.classes} classes, {result.samples:,} images, {result.steps:,} steps in "
-               f"{time.monotonic() - start_time:.0f} s; accuracy on their test images {100 * result.accuracy:.2f} %\n"
+    click.echo(f"{result.classes} classes, {result.samples:,} samples, {result.steps:,} steps in "
+               f"{time.monotonic() - start_time:.0f} s; accuracy on their test samples {100 * result.accuracy:.2f} %\n"
                f"weights: {out}")

@@ -182,11 +182,10 @@ def _type_name(annotation: Any) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(map(format_value, parts))
-    if origin is Annotated:
-        return _type_name(parts[0])
-    if origin in (Union, UnionType):
-        return " | ".join(map(_type_name, parts))
-    name = {type(None): "none", ...: "..."}.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    if origin in (Annotated, Union, UnionType):
+        return " | ".join(map(_type_name, parts[:1] if origin is Annotated else parts))
+    names: dict[Any, str] = {type(None): "none", ...: "..."}
+    name = names.get(annotation) or getattr(annotation, "__name__", str(annotation))
     return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else name
 
 
@@ -223,9 +222,9 @@ def parse_value(text: str) -> Any:
     """
     try:
         value = tomllib.loads(f"value = {text}")["value"]
+        return text if isinstance(value, date | time) else value
     except tomllib.TOMLDecodeError:
         return text
-    return text if isinstance(value, date | time) else value
 
 
 def format_value(value: Any) -> str:

@@ -173,7 +173,7 @@ class Auditor:
                 dial = self._dial(candidate, hashes, base_scores, scores[candidate.label], floors)
         comparisons = judge([comparison for candidate in self.candidates for comparison in
                              self._comparisons(candidate.label, base_scores, scores[candidate.label], floors)])
-        files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.tokens.notes) for f in self.files)
+        files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.tokens.notes()) for f in self.files)
         return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(comparisons), tuple(dial),
                      tuple(self._settings()), tuple(self.stored))
 

@@ -158,7 +158,7 @@ def find_unsearched(rows: Sequence[Row], spec: Spec, registry: Registry) -> list
             if entry not in searched]
 
 
-def _names(method: MethodSpec, space: Space, scenarios: Sequence[str], spec: Spec, registry: Registry) -> list[str]:
+def _names(method: MethodSpec, space: Space, scenarios: list[Scenario], spec: Spec, registry: Registry) -> list[str]:
     """Return a method's name and its label; without a label, one is made from the options that are not searched."""
     searched = {option: axis for option, axis in space.items()
                 if axis.scenario in (None, *filter(method.runs_in, scenarios))}

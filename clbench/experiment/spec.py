@@ -277,9 +277,9 @@ def _explain(item: Any) -> str:
             return f"{key_path}: it is called {key} here"
         if part in (Named, MethodSpec) and not guess(loc[-1], part.model_fields):
             in_recipe = part is MethodSpec and key in Recipe.model_fields
-            table, name = ("recipe", key) if in_recipe else ("options", loc[-1])
+            place, name = ("recipe", key) if in_recipe else ("options", loc[-1])
             written = json.dumps(value) if isinstance(value, str | list) else format_value(value)
-            return f"{key_path}: write it under {table}, as in {table} = {{{name} = {written}}}"
+            return f"{key_path}: write it under {place}, as in {place} = {{{name} = {written}}}"
         return f"{key_path}: " + unknown("key", loc[-1], part.model_fields, "docs/toml-keys.md")
     if item["type"] == "missing":
         example = ', as in methods = ["lora", "ewc"]' if key_path == "methods" else ""

@@ -88,8 +88,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         for name, source in _name_files(files).items():
             items = read_items(find_file(source)) if isinstance(source, str | Path) else make_items(name, source)
             self.files[name] = item_tokenizer.tokenize(items)
-            for note in self.files[name].notes:
-                warnings.warn(f"{name}: {note} to {item_tokenizer.length} tokens", stacklevel=2)
+            for note in self.files[name].notes(item_tokenizer.length):
+                warnings.warn(f"{name}: {note}", stacklevel=2)
         self.training = False
         self.before: dict[str, float] = {}  # scores before training
         self.last_step: int | None = None  # step of the last scoring in this training

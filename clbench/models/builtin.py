@@ -96,7 +96,8 @@ class TextModelOptions(Options):
 
     pool: Pooling | None = Field(None, description="pooling of tokens into the features of a text. mean: mean of the "
                                  "tokens; cls: first token; last: last token; none: as in the model's "
-                                 "sentence-transformers configuration, else mean for encoders and last for decoders")
+                                 "sentence-transformers configuration, else last for decoders like Llama, and mean "
+                                 "for others")
     dropout: float | None = Field(0.0, ge=0, lt=1, description="dropout rate of the model's dropout layers in "
                                   "training; none: the rates in its configuration, with which seeds train one by one")
 

@@ -1,7 +1,8 @@
 """Find the folders of Hugging Face text models. This module does not import torch.
 
 For `hf:NAME`, clbench looks for a folder, then for `models/NAME` in the data folder, then on Hugging Face's hub (its
-cache first). Weights are read only from `model.safetensors`, and no code in a folder or repository is ever run.
+cache first). A run reads weights only from `model.safetensors`. `clbench forget` also reads weights in several files,
+and adapters. No code in a folder or repository is ever run.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def package(name: str) -> Any:
             module = importlib.import_module(name)
     except ModuleNotFoundError:
         advice = "'clbench[text]', or for language models " if name == "transformers" else ""
-        raise SpecError(f"models hf:NAME need {name}: pip install {advice}'clbench[lm]'") from None
+        what = "adapters" if name == "peft" else "models hf:NAME"
+        raise SpecError(f"{what} need {name}: pip install {advice}'clbench[lm]'") from None
     if name == "transformers":
         module.logging.set_verbosity_error()
         module.logging.disable_progress_bar()

@@ -92,9 +92,12 @@ def pooling_of(folder: Path) -> Pooling | None:
     if not file.is_file():
         return None
     settings = json.loads(file.read_text())
-    kinds: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
+    kinds: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last",  # and in files of older releases:
+                                 "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
                                  "pooling_mode_lasttoken": "last"}
-    modes = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
+    named = settings.get("pooling_mode")  # a mode or a list of modes
+    modes = [named] if isinstance(named, str) else named or [
+        key for key, value in settings.items() if key.startswith("pooling_mode") and value]
     if len(modes) != 1 or modes[0] not in kinds:
         raise SpecError(f"the model in {folder} pools by {' and '.join(modes) or 'no mode'} (1_Pooling/config.json), "
                         "which clbench does not do; choose pool=mean, pool=cls or pool=last")

@@ -93,7 +93,8 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
                    expected: Callable[[Tensor], Tensor]) -> N | None:
     """Return the first network with the outputs of the library's model on two short texts; None if there is none.
 
-    Without values, on the meta device, return the first network that can be run.
+    Without values, on the meta device, return the first network that can be run. `is_divisible` must therefore know
+    the models that can be run in several blocks with other outputs.
 
     Args:
         model: the library's model, whose modules the networks consist of.
@@ -131,13 +132,16 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
 
 
 def is_decoder(model: Any) -> bool:
-    """Return whether a model is a decoder like Llama."""
-    return all(hasattr(model, part) for part in ("embed_tokens", "layers", "norm", "rotary_emb"))
+    """Return whether a model is a causal decoder like Llama."""
+    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+    return (all(hasattr(model, part) for part in parts)
+            and all(getattr(module, "is_causal", True) for module in model.layers.modules()))
 
 
 def is_divisible(model: Any, length: int) -> bool:
     """Return whether a model is a decoder like Llama whose layers attend to all earlier ones of `length` tokens."""
-    return is_decoder(model) and (sliding_window(model.config) or math.inf) >= length
+    scale = getattr(model.config, "embedding_multiplier", 1)  # of Granite's embeddings
+    return is_decoder(model) and scale == 1 and (sliding_window(model.config) or math.inf) >= length
 
 
 def sliding_window(config: Any) -> int | None:

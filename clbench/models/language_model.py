@@ -103,7 +103,9 @@ def language_model(name: str, options: TextModelOptions, input_shape: tuple[int,
     model = build_untrained("AutoModelForCausalLM", config, options.dropout)
     require_length(name, model, input_shape[0])
     builders = [lambda: _wrap_model(model)]
-    if is_divisible(getattr(model, model.base_model_prefix), input_shape[0]):
+    body = getattr(model, model.base_model_prefix)
+    # The layers get no mask, without which the eager attention of transformers (Gemma 2) is not causal.
+    if body.config._attn_implementation != "eager" and is_divisible(body, input_shape[0]):
         builders.insert(0, lambda: _wrap_layers(model, config))
 
     def logits(network: LanguageModel, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from clbench.core.errors import SpecError
 from clbench.models.network import Block, Network, Ports
 
+CHANNELS = 3  # of the input images
 POOLING = ("global_pool", "avgpool", "head")  # modules of timm and torchvision that pool feature maps into a vector
 
 
@@ -113,7 +114,7 @@ def cut(model: nn.Module, stages: Sequence[Stage], features: int,
         bounds[-1] = pooled
     blocks: list[Block] = []
     aliases: dict[str, str] = {}
-    channels, reduction = 3, 1
+    channels, reduction = CHANNELS, 1
     for number, stage in enumerate(stages):
         is_last = number == len(stages) - 1
         body, tail = expanded[bounds[number]:bounds[number + 1]], expanded[bounds[-1]:] if is_last else []
@@ -124,9 +125,6 @@ def cut(model: nn.Module, stages: Sequence[Stage], features: int,
             aliases |= {name: f"blocks.{number}.{part}.{name.replace('.', '_')}" for name, _ in part_modules if name}
         channels, reduction = stage.channels, stage.reduction
     return blocks, aliases
-
-
-CHANNELS = 3  # of the input images
 
 
 class Backbone(nn.Module):

@@ -75,10 +75,10 @@ class Timm(Hub):
         config = home().get_pretrained_cfg(full_name)
         repository = config.hf_hub_id if config is not None else None
         # custom_load = True concerns files from other places, such as Google's .npz; as text, it concerns the hub.
-        if repository is None or isinstance(config.custom_load, str):
+        if repository is None or isinstance(config.custom_load, str) or config.hf_hub_filename not in (None, *FILES):
             raise SpecError(f"timm publishes no weights of {full_name} on the hub that are plain tensors; name a file, "
                             f"or another tag of timm.list_pretrained('{full_name.partition('.')[0]}*')")
-        file = find_in_hub(repository, None, (config.hf_hub_filename,) if config.hf_hub_filename else FILES)
+        file = find_in_hub(repository, None, FILES)
         info = parse_weights_info({**config.to_dict(), "training_data": config.tag or ""})
         return NamedWeights(f"hf-hub:{repository}@{file.parent.name}", info)
 
@@ -137,8 +137,10 @@ def preset(weights: Any) -> PretrainedInfo:
     kind = interpolation if interpolation in ("nearest", "bilinear", "bicubic") else "bicubic"
     known_as = Preprocessing(interpolation=kind, antialias=bool(transforms.antialias), mean=tuple(transforms.mean),
                              std=tuple(transforms.std))
-    return PretrainedInfo(int(transforms.crop_size[0]), known_as, str(weights.meta.get("license") or ""),
-                          "ImageNet-1k" if weights.name.startswith("IMAGENET1K") else "")
+    data = "ImageNet-1k" if weights.name.startswith("IMAGENET1K") else ""
+    if "_SWAG_" in weights.name:
+        data = "Instagram images with hashtags (SWAG), then ImageNet-1k"
+    return PretrainedInfo(int(transforms.crop_size[0]), known_as, str(weights.meta.get("license") or ""), data)
 
 
 def torch_hub() -> Path:

@@ -29,7 +29,7 @@ from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.replica import Replica, TrialResults
 from clbench.training.steps import TrainStep, make_train_step
 
-SECONDS = 5.0  # minimum between two checkpoints, so a killed process may lose this much work
+SECONDS = 5.0  # minimum between two checkpoints; a killed process loses its task, and at most this much before it
 LIBRARIES = frozenset(("timm", "torchvision", "transformers"))  # model libraries, identified by their release
 
 

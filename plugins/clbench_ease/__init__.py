@@ -61,7 +61,8 @@ class LAEOptions(OutputsOptions, StartOptions):
         "network has none; bottleneck: bottlenecks parallel to the MLPs of a vision transformer")
     width: int = Field(5, ge=1, description="rank of a low-rank adapter, or hidden width of a bottleneck")
     scale: float = Field(1.0, gt=0, description="factor of an adapter's output")
-    blocks: int = Field(5, ge=1, description="number of transformer blocks with adapters, from the first on")
+    blocks: int = Field(5, ge=1, description="number of transformer blocks with adapters, from the first on; "
+                        "with adapter = lora, networks without a class token have no such limit")
     decay: Annotated[float, SearchValues(0.99, 0.999, 0.9999)] = Field(
         0.9999, ge=0, lt=1, description="decay, per step, of the moving average that forms the offline adapter")
     freeze: float = Field(0.6, ge=0, lt=1, description="fraction of a task's steps, at the start of every task but the "

@@ -70,7 +70,7 @@ class LAE(ActsAfterSteps, FrozenBase):
         else:
             lora = low_rank_options(model, options)
             self.notes += remarks(model, lora, "lae")
-            if lora.layers == "all" and options.blocks != LAEOptions.model_fields["blocks"].default:
+            if lora.layers == "all" and (lora.targets or options.blocks != LAEOptions.model_fields["blocks"].default):
                 self.notes.append(f"blocks = {options.blocks} has no effect: on this network, the adapters are not "
                                   "limited to the first blocks")
             self.adapted = adapt_lora(model, lora, "lae", "width")

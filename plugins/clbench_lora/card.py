@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 CARD = "README.md"
 
 
+def learned_tasks(source: TrialAdapters, task: int) -> str:
+    """Return what an adapter saved after a task was trained on: `task 3`, or `tasks 1 to 3` if the tasks share it."""
+    is_shared = source.record.trial.method.name == "seq-lora"
+    return f"tasks 1 to {task + 1}" if is_shared and task else f"task {task + 1}"
+
+
 def card(source: TrialAdapters, adapter: Adapter) -> str:
     """Return the model card of a trial's adapter in Markdown: its origin, its classes by output, and how to load it."""
     trial, info = source.record.trial, adapter.info
     origins = [source.origin(task) for task in (info.mixture if info.task is None else [info.task])]
     benchmark = origins[0].benchmark
-    is_shared = trial.method.name == "seq-lora"  # one adapter, saved after each task
-    learned = [f"tasks 1 to {origin.task + 1}" if is_shared and origin.task else f"task {origin.task + 1}"
-               for origin in origins]
+    learned = [learned_tasks(source, origin.task) for origin in origins]
     subject = learned[0]
     if info.task is None:
         subject = "a weighted sum of adapters: " + ", ".join(

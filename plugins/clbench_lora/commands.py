@@ -100,6 +100,7 @@ def show(run: Path, trial: str | None, task: int | None, plugins: tuple[Path, ..
 
     from clbench.report.formatting import number
     from clbench_lora.adapters import find, layer_summaries
+    from clbench_lora.card import learned_tasks
 
     source = find(run, trial, plugins)
     base = source.base()
@@ -114,7 +115,10 @@ def show(run: Path, trial: str | None, task: int | None, plugins: tuple[Path, ..
         names = source.stream.task_names
         content = f"classes {outputs(adapter)}" if adapter.has_head else \
             names[task_number] if names else "a language model"
-        click.echo(f"task {task_number + 1}{origin_text}: {content}")
+        learned = learned_tasks(source, task_number)
+        if learned.startswith("tasks"):
+            content = f"the last is {content}"
+        click.echo(f"{learned}{origin_text}: {content}")
         click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "size", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 

@@ -16,8 +16,9 @@ The mean features of earlier tasks' classes, scaled to length 1, count as featur
 mean is nearest among unit features is predicted. Means are computed after their task and are not updated later.
 
 This follows LibContinual's `lora_sub.py` (RL-VIG), which is adapted from the authors' code (scarlet0703/LoRA-Sub-DRS).
-Of the latter, only copies of its main file and its triplet loss were available; they agree. If these codes go beyond
-the paper, the defaults here follow the codes:
+Of the latter, only copies of its main file, triplet loss and attention were available. They agree, except that in the
+copy of the attention, B starts with one random number per column (standard deviation 0.01). In LibContinual and here, B
+starts at 0. If these codes go beyond the paper, the defaults here follow the codes:
 
 - P is divided by its Frobenius norm, the square root of the dimension of its space (`scaled`). The paper's P P^T g has
   no such factor.

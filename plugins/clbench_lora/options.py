@@ -224,7 +224,8 @@ class SDLoRAOptions(OutputsOptions, SummedOptions):
     rank: int = Field(10, ge=1, description=LowRankOptions.model_fields["rank"].description)
     later_ranks: dict[str, int] = Field({}, description="lower ranks of later tasks (SD-LoRA-RR): maps a task's number "
                                         "(from 1) to the rank from that task on, as in {5 = 8, 9 = 6} (TOML). A layer "
-                                        "whose rank is already lower keeps it")
+                                        "whose rank is already lower keeps it. The factor of the output stays that of "
+                                        "rank")
     magnitude: float = Field(0.8, gt=0, description="initial magnitude of a new direction; with magnitudes = shared, "
                              "each task also resets the magnitudes of earlier directions to it")
     magnitudes: Magnitudes = Field("shared", description="how magnitudes are shared between layers. shared: one per "

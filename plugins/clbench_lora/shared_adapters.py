@@ -42,6 +42,8 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
         self.notes += check_base(self.method, self.options, stream_info, model)
         self.notes += remarks(model, self.options, self.method)
         self.adapted = adapt(model, adapter_options(self.options), self.method)
+        if stream_info.predicts_tokens and self.options.head_rate != 1:
+            self.notes.append("head_rate changes nothing here, because the head of a language model is not trained")
         self.base_learns = False
         self.requires_grad_(False)
         self.train(self.training)

@@ -268,6 +268,8 @@ def _compare(spectrum: Spectrum, full: Sequence[Record], same: Sequence[Record])
         if narrow:
             which = ", ".join(f"{name} = {format_value(value)}" for name, value in narrow.items())
             spectrum.notes.append(f"{label} adapts some layers only ({which}); the energy next to it is that of all")
+        spectrum.notes += [f"{label}: {note}; the energy next to it is that of all layers" for note in group[0].notes
+                           if " leaves out what cannot be adapted: " in note]
     spectrum.reached.sort(key=lambda r: (r.method == "independent", math.inf if r.rank is None else r.rank, r.label))
 
 

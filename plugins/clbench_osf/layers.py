@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from clbench_lora.layers import GEOMETRY
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -40,6 +41,21 @@ class DividedLayer(nn.Module):
             self.register_parameter(name, None)
         for name in HIGH:
             self.register_buffer(name, None, persistent=False)
+        for name in GEOMETRY:
+            if hasattr(base_layer, name):
+                setattr(self, name, getattr(base_layer, name))
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the whole weight, for modules that read it instead of calling the layer."""
+        weight: Tensor = self.base_layer.weight
+        return weight if self.u_low is None else weight + self.low().view_as(weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias of the base layer."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias
 
     @torch.no_grad()
     def divide(self, share: float) -> None:
@@ -82,11 +98,6 @@ class DividedLayer(nn.Module):
 class DividedLinear(DividedLayer):
     """A Linear layer, whole or divided."""
 
-    def __init__(self, base_layer: nn.Linear) -> None:
-        """Wrap a layer, which stays whole."""
-        super().__init__(base_layer)
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
         out: Tensor = self.base_layer(x)
@@ -103,6 +114,5 @@ class DividedConv2d(DividedLayer):
         if self.u_low is None:
             base_output: Tensor = self.base_layer(x)
             return base_output
-        weight = self.base_layer.weight
-        out: Tensor = functional_call(self.base_layer, {"weight": weight + self.low().view_as(weight)}, (x,))
+        out: Tensor = functional_call(self.base_layer, {"weight": self.weight}, (x,))
         return out

@@ -64,7 +64,9 @@ class OSF(FrozenBase):
         """
         super().__init__(model, stream_info, options if options is not None else OSFOptions())
         self.notes += check_base("osf", self.options, stream_info, model)
-        chosen = choose(model, self.options.layers, "osf").layers
+        chosen, left_out = choose(model, self.options.layers, "osf")
+        if left_out:
+            self.notes.append(f"layers = {self.options.layers} leaves out what cannot be divided: {left_out}")
         has_linear = any(isinstance(layer, nn.Linear) for layer in chosen.values())
         convolutions = self.options.convolutions if self.options.convolutions is not None else not has_linear
         if not has_linear and not convolutions:

@@ -119,13 +119,14 @@ class FeCAMOptions(AdaptOptions):
                                                    "each class; common: one for all classes")
     tukey: float | None = Field(None, gt=0, le=1, description="lambda: power of Tukey's transformation, which the "
                                 "magnitude of each feature is raised to; signs are kept. 1: no power, but feature "
-                                "vectors are scaled to length 1; none: 0.5, or 1 for a vision transformer, whose "
-                                "features can be negative")
+                                "vectors are scaled to length 1; none: 0.5, or 1 for a network that predicts from a "
+                                "class token and for encoders of texts, whose features can be negative. Give 1 for "
+                                "other transformers, such as Swin")
     alpha1: float = Field(1.0, gt=0, description="shrinkage: weight of the mean variance that is added to the diagonal "
                           "of the covariance")
     alpha2: float | None = Field(None, ge=0, description="shrinkage: weight of the mean covariance of two features "
-                                 "that is added off the diagonal, at most alpha1. none: alpha1, or 0 for a vision "
-                                 "transformer")
+                                 "that is added off the diagonal, at most alpha1. none: alpha1, or 0 where tukey is 1 "
+                                 "by default. Give 0 for other transformers")
 
     @model_validator(mode="after")
     def _stays_positive(self) -> FeCAMOptions:

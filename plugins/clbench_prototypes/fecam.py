@@ -75,6 +75,8 @@ class FeCAM(ClosedForm):
         chosen = self.options.tukey, self.options.alpha2
         self.tukey = chosen[0] if chosen[0] is not None else 1.0 if transformer else 0.5
         self.alpha2 = chosen[1] if chosen[1] is not None else 0.0 if transformer else self.options.alpha1
+        if chosen != (self.tukey, self.alpha2):
+            self.notes.append(f"fecam: tukey = {self.tukey:g} and alpha2 = {self.alpha2:g} on this network")
         self.common = self.options.covariance == "common"
         self.met: list[int] = []
         self.current: list[int] = []  # the task's classes, by their positions in `met`

@@ -57,5 +57,5 @@ class APER(SimpleCIL):
     def __init__(self, model: Network, stream_info: StreamInfo, options: APEROptions | None = None) -> None:
         """Start with no class, and with adapters if the options ask for them."""
         super().__init__(model, stream_info, options if options is not None else APEROptions())
-        if self.base_learns and self.options.adapt == "none":
+        if self.options.adapt == "none":
             self.notes.append("aper: the network has no adapters (adapt = none), so it equals simplecil")

@@ -153,8 +153,9 @@ def test_turns_that_the_template_writes_differently_later_are_not_scored():
                      "<|im_end|>\n<|im_start|>assistant\n<t></t>no<|im_end|>\n<|im_start|>assistant\n<t></t>end<|im_end|>")
     assert scored == "<t></t>no<|im_end|><t></t>end<|im_end|>"
     _, done = tokens(Conversation("x", tuple(turns)), length=400, template=template)
-    assert done.notes == ("1 turn of the assistant is not scored, because the chat template writes a turn differently "
-                          "once another message follows",)
+    assert done.notes() == done.notes(400) == (
+        "1 turn of the assistant is not scored, because the chat template writes a turn differently once another "
+        "message follows",)
 
 
 @lm
@@ -234,7 +235,8 @@ def test_a_response_that_is_too_long_is_an_error_unless_it_may_be_cut():
     assert tokenizer.decode(done.items[0].ids) == "6789abcd"
     assert tokenizer.decode([done.items[0].ids[i] for i in done.items[0].scored]) == "abcd"
     assert (done.cut_prompts, done.cut_responses) == (1, 1)  # both were cut
-    assert done.notes == ("1 prompt was cut", "1 response was cut")
+    assert done.notes() == ("1 prompt was cut", "1 response was cut")
+    assert done.notes(9) == ("1 prompt was cut to 9 tokens", "1 response was cut to 9 tokens")
     _, done = tokens(Prompted("x", "0123", "abcdefgh"), length=8, cut=True)
     assert (done.cut_prompts, done.cut_responses) == (0, 1)
 

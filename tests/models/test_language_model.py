@@ -144,8 +144,16 @@ def test_texts_that_are_longer_than_the_sliding_window_get_the_logits_of_transfo
 
 
 def test_models_have_the_same_blocks_without_values(tmp_path):
-    for number, (model, count) in enumerate(((make_model(), 3), (make_gemma(), 1))):
+    transformers, _ = quiet()
+    small = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    scaled = transformers.GraniteForCausalLM(transformers.GraniteConfig(**small, embedding_multiplier=12.0))
+    eager = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(
+        **small, head_dim=8, final_logit_softcapping=None, attn_implementation="eager"))
+    models = [(make_model(), 3), (make_gemma(), 1), (scaled, 1), (eager, 1)]
+    for number, (model, count) in enumerate(models):
         folder = save(tmp_path / str(number), model)
+        assert len(language_model(f"hf:{folder}", TextModelOptions(), (64,)).blocks) == count
         with torch.device("meta"):
             assert len(language_model(f"hf:{folder}", TextModelOptions(), (64,)).blocks) == count
 

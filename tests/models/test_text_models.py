@@ -154,10 +154,12 @@ def test_positions_before_the_first_token_are_not_used(tmp_path, kind, unused):
         built(tmp_path, length=most + 1, pretrained=False)
 
 
-def test_sentence_transformers_say_how_tokens_are_pooled(tmp_path):
+@pytest.mark.parametrize("settings", [{"pooling_mode_cls_token": True}, {"pooling_mode": "cls"},
+                                      {"pooling_mode": ["cls"], "include_prompt": True}])
+def test_sentence_transformers_say_how_tokens_are_pooled(tmp_path, settings):
     model = save_model(tmp_path, "bert")
     (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
     with torch.no_grad():
         torch.testing.assert_close(built(tmp_path).features(batch()), theirs(model, batch(), "cls"), rtol=1e-4,
                                    atol=1e-5)
@@ -172,3 +174,6 @@ def test_pooling_that_is_not_known_is_refused(tmp_path, others):
     with pytest.raises(SpecError, match=rf"pools by .*pooling_mode_{others} .*choose pool=mean, pool=cls or pool=last"):
         built(tmp_path)
     built(tmp_path, pool="mean")
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["cls", "mean"]}')
+    with pytest.raises(SpecError, match="pools by cls and mean"):
+        built(tmp_path)

@@ -181,7 +181,7 @@ def test_commands_list_show_export_and_remove(runs, finished, tmp_path, call):
     code, listed, _ = call("adapters", "list", finished)
     assert code == 0 and listed.count("1,2,3") == 2 and "seq-lora/0" in listed
     code, shown, err = call("adapters", "show", finished, "seq-lora/0", "--task", "2")
-    assert code == 0 and shown.startswith("task 2: capital\n"), err
+    assert code == 0 and shown.startswith("tasks 1 to 2: the last is capital\n"), err
     assert "blocks.1.body.unit.self_attn.q_proj" in shown
     assert call("adapters", "export", finished, "lora/0", "--task", "2", "--to", tmp_path / "a")[0] == 0
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"README.md", "adapter_config.json", "clbench.json",

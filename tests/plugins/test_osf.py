@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from clbench_osf import OSFOptions
 from clbench_osf.layers import LOW, DividedConv2d, DividedLinear
 from clbench_osf.strategy import OSF
@@ -49,6 +50,8 @@ def test_a_divided_layer_is_the_layer():
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     assert [getattr(layer, name).shape for name in LOW] == [(5, 3), (3,), (3, 7)]
     torch.testing.assert_close(layer(x), before)
+    # timm's ConViT and XCiT read the weight of a layer and do not call it.
+    torch.testing.assert_close(F.linear(x, layer.weight, layer.bias), before)
     torch.testing.assert_close(layer.base_layer.weight, (u[:, :2] * s[:2]) @ v[:2])
     torch.testing.assert_close(layer.u_high @ layer.u_high.T, u[:, :2] @ u[:, :2].T)
     layer.join()
@@ -60,6 +63,7 @@ def test_a_divided_layer_is_the_layer():
 def test_a_divided_convolution_is_the_convolution(padding_mode):
     torch.manual_seed(0)
     layer = DividedConv2d(nn.Conv2d(3, 5, (3, 2), stride=2, padding=1, padding_mode=padding_mode).double())
+    assert (layer.kernel_size, layer.stride) == ((3, 2), (2, 2))  # timm's DaViT reads them to pad its input
     weight, x = layer.base_layer.weight.detach().clone(), torch.randn(4, 3, 7, 6).double()
     before = layer(x)
     layer.divide(0.45)  # 2 of 5 are fixed

@@ -53,7 +53,7 @@ def test_the_command(tmp_path, capsys):
     out = tmp_path / "base.safetensors"
     args = ["pretrain", "split-mnist-5k", "--model", "mlp:width=8", "--iterations", "3", "--data", str(tmp_path)]
     assert call([*args, "--out", str(out)]) == 0
-    assert "10 classes, 4,000 images, 3 steps" in capsys.readouterr().out and out.is_file()
+    assert "10 classes, 4,000 samples, 3 steps" in capsys.readouterr().out and out.is_file()
     assert call([*args, "--out", str(tmp_path / "base.pt")]) == 2
     assert "ends in .safetensors" in capsys.readouterr().err
 

@@ -147,7 +147,7 @@ def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> 
     """Yield notes for the user: on items that were cut, and on test items that are copies of training items."""
     counts = ("cut_prompts", "cut_responses", "unscored_turns")
     yield from Tokenized((), **{name: sum(getattr(part, name) for pair in parts for part in pair)
-                                for name in counts}).notes
+                                for name in counts}).notes()
     train_ids = {item.ids for pair in parts for item in pair[0].items}
     test_items = [item for pair in parts for item in pair[1].items]
     copy_count = sum(item.ids in train_ids for item in test_items)

@@ -35,11 +35,11 @@ class Tokenized:
     cut_texts: int = 0
     unscored_turns: int = 0
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Describe what was cut, and what is not scored."""
+    def notes(self, length: int | None = None) -> tuple[str, ...]:
+        """Describe what was cut (with `length`, to how many tokens), and what is not scored."""
+        cut = "cut" if length is None else f"cut to {length} tokens"
         counts = {"prompt": self.cut_prompts, "response": self.cut_responses, "text": self.cut_texts}
-        cuts = [f"{count} {kind}{'s were' if count > 1 else ' was'} cut" for kind, count in counts.items() if count]
+        cuts = [f"{count} {kind}{'s were' if count > 1 else ' was'} {cut}" for kind, count in counts.items() if count]
         turns = f"{self.unscored_turns} turn{'s' * (self.unscored_turns > 1)} of the assistant"
         return (*cuts, *([f"{turns} {'are' if self.unscored_turns > 1 else 'is'} not scored, because the chat template "
                           "writes a turn differently once another message follows"] if self.unscored_turns else []))

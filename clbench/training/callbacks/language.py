@@ -71,7 +71,7 @@ class LanguageCallback(Callback):
             x, y = as_tensors(tokenized.items, max(len(item.ids) for item in tokenized.items))
             tests = Tests(x, y, torch.zeros(len(x), dtype=torch.int64), (len(x),), None, token_labels=True)
             self.general.append(GeneralTexts(name, tests, tokenized.have_responses))
-            self.notes += [f"{name}: {note} to {length} tokens" for note in tokenized.notes]
+            self.notes += [f"{name}: {note}" for note in tokenized.notes(length)]
 
     def on_start(self, training: Training) -> None:
         """Score general texts before the first task, unless a checkpoint had the scores already."""
