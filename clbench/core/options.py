@@ -185,7 +185,7 @@ def _type_name(annotation: Any) -> str:
     if origin in (Annotated, Union, UnionType):
         return " | ".join(map(_type_name, parts[:1] if origin is Annotated else parts))
     names: dict[Any, str] = {type(None): "none", ...: "..."}
-    name = names.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    name: str = names.get(annotation, "") or getattr(annotation, "__name__", str(annotation))
     return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else name
 
 
