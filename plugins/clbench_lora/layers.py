@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -78,19 +78,12 @@ class LoRALayer(nn.Module):
 
         In this case the adapters have no dropout, and hooks on the layer's inputs (InfLoRA) are not called.
         """
-        weight: Tensor = self.base_layer.weight
-        for adapter in self.active:
-            weight = weight + self.delta_weight(adapter)
-        return weight
+        return self._weight_with(self.active)
 
     @property
     def bias(self) -> Tensor | None:
         """Return the bias of W plus the biases of the active adapters; see `weight`."""
-        bias: Tensor | None = self.base_layer.bias
-        for adapter in self.active if self.lora_bias else ():
-            adapter_bias = self._bias_of(adapter)
-            bias = adapter_bias if bias is None else bias + adapter_bias
-        return bias
+        return self._bias_with(self.active)
 
     def add(self) -> None:
         """Add a trainable adapter, on the device and of the dtype of W."""
@@ -119,10 +112,10 @@ class LoRALayer(nn.Module):
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         for parameter in self.lora_B[-1].parameters():
             nn.init.zeros_(parameter)
-        self.settle()
+        self.init_from_weight()
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def init_from_weight(self) -> None:
         """Initialize what the newest adapter takes from W. `add` calls it; call it again after W has changed."""
         weight = self.base_layer.weight
         if self.lora_magnitude_vector is not None:
@@ -203,15 +196,11 @@ class LoRALayer(nn.Module):
 
     def merged_weight(self, adapter: int) -> Tensor:
         """Return the weight of a plain layer that computes, with `merged_bias`, the same as W with the adapter."""
-        return self.base_layer.weight + self.delta_weight(adapter)
+        return self._weight_with((adapter,))
 
     def merged_bias(self, adapter: int) -> Tensor | None:
         """Return W's bias plus the adapter's; None if there is neither."""
-        bias: Tensor | None = self.base_layer.bias
-        if not self.lora_bias:
-            return bias
-        adapter_bias = self._bias_of(adapter)
-        return adapter_bias if bias is None else bias + adapter_bias
+        return self._bias_with((adapter,))
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -223,11 +212,22 @@ class LoRALayer(nn.Module):
             self.base_layer.bias.copy_(bias)
         for parameter in self.lora_B[-1].parameters():
             nn.init.zeros_(parameter)
-        self.settle()
+        self.init_from_weight()
 
-    def _bias_of(self, adapter: int) -> Tensor:
-        """Return the scaled bias of an adapter's B."""
-        return self.scaling * cast(Tensor, self.lora_B[adapter].bias)  # not `get_parameter`, as in `_product`
+    def _weight_with(self, adapters: Iterable[int]) -> Tensor:
+        """Return W plus the changes of some adapters."""
+        weight: Tensor = self.base_layer.weight
+        for adapter in adapters:
+            weight = weight + self.delta_weight(adapter)
+        return weight
+
+    def _bias_with(self, adapters: Iterable[int]) -> Tensor | None:
+        """Return the bias of W plus the scaled biases of some adapters; None if there is none."""
+        bias: Tensor | None = self.base_layer.bias
+        for adapter in adapters if self.lora_bias else ():
+            adapter_bias = self.scaling * cast(Tensor, self.lora_B[adapter].bias)  # not `get_parameter`: see `_product`
+            bias = adapter_bias if bias is None else bias + adapter_bias
+        return bias
 
     def extra_repr(self) -> str:
         """Return rank, scale and number of adapters for `repr`."""

@@ -80,7 +80,7 @@ class SummedLoRA(FirstLayerOnce, FrozenBase):
     def base_learned(self, task: Task) -> None:
         """Freeze W, and train the adapters, which start from the trained W."""
         for layer in self.adapted.values():
-            layer.settle()
+            layer.init_from_weight()
         self.begin(task)
 
     def begin(self, task: Task) -> None:

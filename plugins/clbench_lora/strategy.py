@@ -56,7 +56,7 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
     def base_learned(self, task: Task) -> None:
         """Freeze W, and train the adapters, which start from the trained W."""
         for layer in self.adapted.values():
-            layer.settle()
+            layer.init_from_weight()
         self._learn(base=False)
 
     def _learn(self, base: bool) -> None:
@@ -70,7 +70,7 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
 
     def forward_task(self, x: Tensor, task: int) -> Tensor:
         """Return the logits [N, C] of W with the task's adapters and head; without adapters while W is trained."""
-        with self.active_adapter(None if self.base_learns else task):
+        with self.using(None if self.base_learns else task):
             features = self.model.features(x)
         logits: Tensor = self.heads[task](features)
         return logits
@@ -81,7 +81,7 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
         hidden = self.model.run(x, 0, first_index)
         logits = []
         for task, head in enumerate(self.heads[:self.learned]):
-            with self.active_adapter(task):
+            with self.using(task):
                 logits.append(head(self.model.run(hidden, first_index, None)))
         return torch.stack(logits)
 
@@ -108,6 +108,6 @@ class LoRA(ExportedAdapters, FirstLayerOnce, FrozenBase, PerTaskStrategy):
         head = self.heads[task.index]
         return head if isinstance(head, TaskHead) else None
 
-    def active_adapter(self, task: int | None) -> AbstractContextManager[None]:
+    def using(self, task: int | None) -> AbstractContextManager[None]:
         """Return a context manager that activates a task's adapters (None: no adapters); outside it, none is active."""
         return activated(self.adapted.values(), () if task is None else (task,))

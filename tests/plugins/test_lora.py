@@ -56,7 +56,7 @@ def test_new_adapters_leave_the_base_as_it_is_bitwise(kind):
     strategy = lora(kind, base="random")
     features = make_model(kind).features(inputs()).detach()
     begin(strategy, make_task(0))
-    with strategy.active_adapter(0):
+    with strategy.using(0):
         assert torch.equal(strategy.model.features(inputs()), features)
     assert torch.equal(strategy.shared_features(inputs()), features)
     assert all(layer.active == () for layer in strategy.adapted.values())

@@ -142,7 +142,7 @@ def test_a_fused_layer_is_the_dense_computation_by_hand(options, targets):
     begin(strategy, make_task(0))
     fused = strategy.model.get_submodule("blocks.1.body.attn.qkv")
     x = torch.rand(2, 5, WIDTH, dtype=torch.float64)
-    with strategy.active_adapter(0):
+    with strategy.using(0):
         torch.testing.assert_close(fused(x), fused.base_layer(x), rtol=1e-12, atol=1e-12)
     fill(strategy)
     expected = [*fused.base_layer(x).chunk(3, -1)]
@@ -152,7 +152,7 @@ def test_a_fused_layer_is_the_dense_computation_by_hand(options, targets):
             assert torch.equal(layer.base_layer.weight, fused.base_layer.weight[i * WIDTH:(i + 1) * WIDTH])
             assert (dense(layer, x) - expected[i]).abs().max() > 0.01
             expected[i] = dense(layer, x)
-    with strategy.active_adapter(0):
+    with strategy.using(0):
         torch.testing.assert_close(fused(x), torch.cat(expected, -1), rtol=1e-12, atol=1e-12)
     assert torch.equal(fused(x), fused.base_layer(x))
 
