@@ -120,11 +120,13 @@ def _describe_tests(setting: Setting, facts: Facts, tests: Family) -> str:
         families.append((facts.best.tests, "between pairs of methods",
                          dict(sorted((str(p.test), len(p.differences)) for p in pairs))))
     if facts.until:
+        tested = [(size, words) for size, words, _ in families if size]
+        if not tested:
+            return ""
         over, what = (("seeds and test samples", "effects") if setting.answers(setting.final) else
                       ("seeds", "differences"))
         return (f"Sequential t-tests over {over}, {describe_interim_analyses(facts.until)}; Holm-corrected over "
-                f"{_counts([(size, words) for size, words, _ in families])}. They assume normally distributed "
-                f"{what}.")
+                f"{_counts(tested)}. They assume normally distributed {what}.")
     most_flips = max((seeds["flips"] for _, _, seeds in families if "flips" in seeds), default=0)
     mixed = any({"flips", "t"} <= seeds.keys() for _, _, seeds in families)
     sentences = []

@@ -204,7 +204,8 @@ def name_pair(explanation: Explanation) -> str:
 def settings(explanation: Explanation) -> list[tuple[str, str]]:
     """Describe the settings of A and B."""
     return [(name, clean(f"{trial.benchmark}; scenario {trial.scenario}; {trial.model}; "
-                         f"{notes.recipe(trial.trained_by)}; method {trial.method}"
+                         f"{notes.recipe(trial.trained_by, trial.arrival)}; method {trial.method}"
+                         + (f"; arrival {trial.arrival}" if str(trial.arrival) else "")
                          + (f"; weights {notes.weights(trial.weights)}" if trial.weights else "")
                          + (f"; accuracies on {notes.describe_validation(trial)}" if trial.validation else "")))
             for name, trial in zip(("A", "B"), explanation.ends, strict=True)]

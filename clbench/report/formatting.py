@@ -132,7 +132,8 @@ def signed(value: float, unit: Unit) -> str:
     >>> signed(0.0123, "points"), signed(-0.5, "nats")
     ('+1.2', '-0.500')
     """
-    return f"{100 * value:+.1f}" if unit == "points" else f"{'+' * (value > 0)}{number(value, unit)}"
+    text = f"{100 * value:+.1f}" if unit == "points" else f"{'+' * (value > 0)}{number(value, unit)}"
+    return "+0.0" if text == "-0.0" else text
 
 
 MANY = 12  # names in a sentence; a longer list is cut

@@ -112,9 +112,9 @@ class Results(list[Record]):
     def frame(self) -> DataFrame:
         """Return a tidy pandas `DataFrame` with one row for each accuracy.
 
-        The columns are `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its name in
-        reports), `strategy`, `reference`, `status`, a column for each option, `seed`, `learned` (number of tasks
-        learned so far), `task` (from 1) and `accuracy` in [0, 1].
+        The columns are `trial` (its key), `setting` (benchmark, scenario, model), `scenario`, `method` (its ID with
+        options, as `--methods` takes it), `strategy`, `reference`, `status`, a column for each option, `seed`,
+        `learned` (number of tasks learned so far), `task` (from 1) and `accuracy` in [0, 1].
 
         The column of an option is called `option.NAME` if another column is called NAME. Its values are missing for
         methods without the option. Failed trials have rows for the tasks that they finished. For tasks without

@@ -35,7 +35,7 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          DynamicEROptions,
                          "Yan et al. 2021, arXiv 2103.16788 (DER: Dynamically Expandable Representation)",
                          recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-                                 "schedule": "steps", "milestones": [8 / 17, 12 / 17, 15 / 17],
+                                 "schedule": "steps", "milestones": [10 / 17, 12 / 17],
                                  "head_decay": "learning"},
                          budget={"epochs": 170, "batch_size": 128, "samples": 5000}, from_scratch=True,
                          display_name="Dynamic ER ({capacity})", family="parameter isolation"),)

@@ -21,8 +21,8 @@ After each task but the first, the weights of new classes are scaled to the mean
 - The authors' code draws a whole new head for each task as well (`reuse_oldfc: False`), and warms up for 10 epochs.
   PyCIL keeps old weights, as here.
 - New weights are drawn as torch draws those of a linear head. PyCIL draws from a wider range, with zeros as biases.
-- PyCIL's weight decay is 5e-4 in the first task and 2e-4 later. In later tasks, its rate falls to a tenth after 80, 120
-  and 150 of 170 epochs, as in the published recipe here. The authors' code has 100 and 120 of 170.
+- In the authors' code, the rate falls to a tenth after 100 and 120 of 170 epochs, with weight decay 5e-4. The published
+  recipe is theirs, without the warm-up. PyCIL has 80, 120 and 150 epochs in later tasks, with weight decay 2e-4.
 - Exemplars are herded on the normalized features of all extractors, and mixed in (clbench.strategy.herding). The codes
   append them to the task's samples. The paper stores 2000; by default, the classes so far share `capacity` here.
 

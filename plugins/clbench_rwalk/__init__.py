@@ -30,5 +30,5 @@ def clbench_strategies() -> Sequence[StrategyInfo]:
                          "penalizes parameter changes by Fisher information plus path scores",
                          RWalkOptions, "Chaudhry et al. 2018, arXiv 1801.10112", display_name="RWalk",
                          recipe={"optimizer": "sgd", "lr": 0.1},
-                         budget={"epochs": 1, "batch_size": 10, "samples": 1000}, from_scratch=True,  # Permuted MNIST
+                         budget={"epochs": 1, "batch_size": 10, "samples": 55000}, from_scratch=True,  # Permuted MNIST
                          family="regularization"),)

@@ -7,6 +7,7 @@ import pytest
 from helpers.records import make_matrix, make_record
 
 from clbench.report import build
+from clbench.report.analysis.method_records import MARKS
 from clbench.report.formats.latex import escape, render, table
 from clbench.report.model import Cell, Column, Row, Table
 
@@ -30,9 +31,13 @@ def test_numbers_are_in_math_mode_best_bold_second_underlined(text, kwargs, expe
     ("a_b", r"a\_b"), ("50%", r"50\%"), ("{$#&}", r"\{\$\#\&\}"), ("~^\\", r"\textasciitilde{}\textasciicircum{}"
      r"\textbackslash{}"), ("--x-y", r"-{}-x-y"), ("é", r"\'{e}"), ("\u01d8", r"\texttt{U+01D8}"),
     ("Łódź", r"\L{}\'{o}d\'{z}"), ("λΩ↑", r"$\lambda$$\Omega$$\uparrow$"), ("漢", r"\texttt{U+6F22}"),
-    ("[*]", "{[}{*}{]}")])
+    ("[*]", "{[}{*}{]}"), ("¶", r"\P{}")])
 def test_escape(text, expected):
     assert escape(text) == expected
+
+
+def test_every_mark_of_a_row_is_known_to_latex():
+    assert not [mark for mark in MARKS if "U+" in escape(mark)]
 
 
 def test_references_are_set_apart_and_notes_stand_below():

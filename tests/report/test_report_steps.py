@@ -35,6 +35,18 @@ def test_lines_are_means_over_seeds_and_break_where_old_tasks_change():
     assert drawn.legends[0].get_texts()[-1].get_text() == "mean over old tasks"
 
 
+def test_the_page_has_all_methods_and_does_not_say_that_some_are_left_out():
+    records = [with_curve("er", 0, make_curve(dip=10 + k), label=f"er-{k}", options={"capacity": k + 1})
+               for k in range(22)]
+    report = build(records)
+    assert not any("22 of 22 methods" in data.caption for data in report.sections[0].figures)
+    text = page(report)
+    curves = json.loads(re.search(r'data-curves="([^"]*)"', text)[1].replace("&#34;", '"').replace("&quot;", '"'))
+    assert len(curves["curves"]) == 22
+    figcaption = text[text.index("data-curves="):]
+    assert "report.html has all methods" not in figcaption[:figcaption.index("</figure>")]
+
+
 def test_the_label_of_the_last_step_is_inside_the_figure():
     records = [with_curve(name, 0, make_curve(steps=100_015, every=10_000)) for name in ("er", "naive")]
     drawn, _ = figure(build(records), "steps")

@@ -1,5 +1,6 @@
 """Reports of seeds that were added until decided: numbers of seeds, verdicts, intervals, and what is said of them."""
 
+import json as stdlib_json
 from csv import DictReader
 from io import StringIO
 
@@ -17,6 +18,7 @@ from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.analysis.paired_tests import compare
 from clbench.report.columns import ACC
 from clbench.report.formats import csv, html, json, latex, markdown
+from clbench.report.formats.choosable import pack_choice
 from clbench.results.sequential import critical, find_strongest_analysis, repeated_interval
 from clbench.results.store import Store
 
@@ -54,6 +56,20 @@ def test_methods_have_seeds_of_their_own_and_are_whole(records):
                    for _, text in section.headline)
     assert section.notes[0].startswith("Seeds were added until this was decided: ")
     assert "Each method has 3 to at most 8 seeds (--until decided)" in section.notes[0]
+
+
+def test_the_choice_says_the_seeds_of_the_chosen_method(records):
+    setting, = group_by_setting(records)
+    assert choose(setting, []).seeds == 3
+    section, = report.build(records).sections
+    packed = stdlib_json.loads(pack_choice([("s1", section)]))["settings"][0]
+    assert [method[0].split()[0] for method in packed[5]] == ["er", "EWC"] and packed[3] == [3, 8]
+
+
+def test_without_a_pair_of_complete_methods_the_footnote_names_no_test():
+    failed = make_record("ewc", 0, tasks=2, status="failed").model_copy(update={"until": RULE})
+    section, = report.build([*made(er=[0.7, 0.72, 0.71]), failed]).sections
+    assert not any("Holm-corrected over ." in text for text in section.footnote)
 
 
 def test_before_the_first_interim_analysis_differences_are_inconclusive():

@@ -217,7 +217,7 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     rivals = sorted((rival_of(pairs[label], finals, setting) for label in allowed if label != best),
                     key=lambda rival: setting.metric.rank(rival.accuracy))
     interval = setting.interval(setting.final, best)
-    return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), best,
+    return Choice(setting.title, setting.records[0].trial.scenario, len(finals[best]), tuple(limits), best,
                   interval.mean, interval.half_width, {kind.name: amounts[kind].get(best) for kind in KINDS},
                   tuple(rivals), tuple(_prices(limits, amounts, finals, best, setting, tests)), refused, setting.metric,
                   setting.cautions.get(best, ""), setting.until.most if setting.until else MOST_SEEDS)

@@ -38,8 +38,9 @@ DRAWN = {"curves": "curves", "cost": "pareto", "matrix": "heatmaps", "forgetting
 GRID = "grid"
 DPI = 110  # resolution of a figure on a screen
 WHY = {  # reasons why a setting may have no figure of a kind
-    "curves": "it needs a finished trial with more than one task", "matrix": "it needs a finished trial with more than "
-    "one task", "forgetting": "it needs a finished trial with more than one task",
+    "curves": "it needs a finished trial with more than one task",
+    **dict.fromkeys(("matrix", "forgetting"), "it needs a finished trial with more than one task, and a test set for "
+                    "each task"),
     "cost": "it needs methods that differ in trainable parameters or compute", "growth": "no method grows",
     "steps": "it needs accuracies while tasks were learned (evaluate_every=100)",
     "errors": "it needs scenario class, and records that have the parts of their errors",

@@ -56,8 +56,10 @@ def pack_choice(sections: Sequence[tuple[str, Section]]) -> str:
                     *(place(kind, c) for kind in SLIDERS)] for c in choice.candidates]
         comparisons = [[part for pair in row for part in _pack_comparison(pair, choice.metric)]
                        for row in choice.comparisons]
-        settings.append([id_, section.title, int(choice.task_given), len(section.seeds), _words(choice.metric),
-                         methods, comparisons, choice.incomplete])
+        counts = {result.label: len(result.seeds) for result in section.results}
+        seeds = [counts[candidate.label] for candidate in choice.candidates]
+        settings.append([id_, section.title, int(choice.task_given), seeds, _words(choice.metric), methods, comparisons,
+                         choice.incomplete])
     return json.dumps({"kinds": kinds, "settings": settings}, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -157,7 +157,7 @@ _SYMBOLS = {
     "\N{LEFT SINGLE QUOTATION MARK}": r"\textquoteleft{}", "\N{RIGHT SINGLE QUOTATION MARK}": r"\textquoteright{}",
     "\N{LEFT DOUBLE QUOTATION MARK}": r"\textquotedblleft{}", "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$",
     "\N{RIGHT DOUBLE QUOTATION MARK}": r"\textquotedblright{}", "§": r"\S{}", "•": r"\textbullet{}",
-    "※": r"$^{\ast}$", "△": r"$^{\triangle}$", "○": r"$^{\circ}$", "°": r"\textdegree{}",
+    "¶": r"\P{}", "※": r"$^{\ast}$", "△": r"$^{\triangle}$", "○": r"$^{\circ}$", "°": r"\textdegree{}",
     "€": r"\texteuro{}", "\N{REPLACEMENT CHARACTER}": "?"}
 _MATH = {"±": "pm", "\N{MULTIPLICATION SIGN}": "times", "÷": "div", "·": "cdot", "↑": "uparrow", "↓": "downarrow",
          "→": "rightarrow", "←": "leftarrow", "↔": "leftrightarrow", "≤": "leq", "≥": "geq", "≠": "neq",

@@ -20,7 +20,8 @@ from clbench.report.figures.data import (
     values_over_tasks,
     with_finals,
 )
-from clbench.report.figures.steps import Point, mean_curves
+from clbench.report.figures.general import general_figures
+from clbench.report.figures.steps import Point, mean_curves, steps_figure
 from clbench.report.figures.style import PALETTE, StrategyStyle
 from clbench.report.formats.choosable import ALL, FEW, LegendEntry, choose_legend
 from clbench.report.formats.markdown import MANY
@@ -150,10 +151,9 @@ def _legend(results: Sequence[Result], styles: Mapping[str, StrategyStyle]) -> l
     legend: list[LegendEntry] = []
     matrices = 0
     for row, result in enumerate(results):
-        if not result.seeds:
-            continue
-        legend.append(_entry(result, row, legend, styles, matrices if _has_matrix(result) else None))
-        matrices += _has_matrix(result)
+        if result.seeds:
+            legend.append(_entry(result, row, legend, styles, matrices if _has_matrix(result) else None))
+            matrices += _has_matrix(result)
     return legend
 
 
@@ -227,7 +227,8 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             f"Forgetting{UNIT_SUFFIX.get(unit, '')}: "
             f"{_describe_cells(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
-    figures += [_view_steps(slug, data, section) for data in section.figures if data.kind == "steps"]
+    if data := steps_figure(section.title, f"{slug}-steps", section.results, metric):  # `section.figures` may lack some
+        figures.append(_view_steps(slug, data, section))
     if matrices and not all(result.common_test for result in section.results):
         figures.append(FigureView(
             "heat", section.matrix_title,
@@ -242,7 +243,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
     names = {general.title: f"{id_}-general-{i}" for i, general in enumerate(section.general)}
     figures += [FigureView("lines", data.title, data.caption, data.alt, (names[data.title],), data.name,
                            axis=axis_title(data.metric), metric=data.metric, first=0)
-                for data in section.figures if data.kind == "general"]
+                for data in general_figures(section.title, slug, section.general, section.results)]
     return [f for f in figures if f.kind not in ("lines", "bars") or _has_full_row(tables[f.tables[0]])]
 
 
@@ -289,12 +290,11 @@ def _costs(section: Section) -> tuple[CostAxis, ...]:
     finals = [cell.mean for cell in comparison.cells(final_of(section.metric).column.title)]
     ranked = [i for i, r in enumerate(section.results) if r.complete and not r.reference]
     axes = []
-    titles = {column.title for column in comparison.columns}
+    titles = [column.title for column in comparison.columns]
     for title in (m.column.title for m in measures_of(section.metric) if m.cost and m.column.title in titles):
         costs = [cell.mean for cell in comparison.cells(title)]
         points = {i: (cost, -section.metric.rank(final)) for i in ranked
                   if (cost := costs[i]) and (final := finals[i]) is not None}  # a log axis has no 0
-        rows = list(points)
-        column = comparison.index(title)
+        rows, column = list(points), titles.index(title)
         axes.append(CostAxis(comparison.columns[column].name, column, [rows[k] for k in front(list(points.values()))]))
     return tuple(axes)

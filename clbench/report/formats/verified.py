@@ -50,9 +50,12 @@ def summary(checked: Sequence[Checked]) -> str:
 def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     """Return verify.md: source, verdicts, the rule they follow, settings and provenance."""
     rule, records = reference.tolerance, list(chain.from_iterable(result.records for result in checked))
+    spreads = [*([", ± the standard error of the mean"] if any(c.sem for c in reference.cells) else []),
+               *([", sd is the standard deviation over seeds"] if any(c.sd for c in reference.cells) else [])]
+    allowances = " and what is granted below" if any(c.allowance for c in reference.cells) else ""
     blocks = [f"# {escape(reference.title)}",
               f"{escape(reference.paper)}, {escape(reference.source)}: <{reference.url}>. "
-              + (f"Mean of {reference.seeds} seeds, ± the standard error of the mean" if reference.seeds > 1
+              + (f"Mean of {reference.seeds} seeds{''.join(spreads)}" if reference.seeds > 1
                  else "One run of each")
               + (f". Code: <{reference.code}>" if reference.code else "") + ".",
               _table(checked, "github", escape),
@@ -62,11 +65,12 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
         blocks.append(bullets(remarks))
     blocks += ["## Rule", f"A cell is reproduced if the two means differ by no more than its tolerance: the half "
                f"width of Welch's {100 * rule.level:g} % interval of their difference, from both spreads and both "
-               f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure and what is granted "
-               f"below. Agreement within a tolerance beyond {rule.widest:g} points is inconclusive. The rule is part "
+               f"numbers of seeds, plus {rule.rounding:g} for the rounding of the published figure{allowances}. "
+               f"Agreement within a tolerance beyond {rule.widest:g} points is inconclusive. The rule is part "
                "of the reference's file, stated before the runs"
                + (f", except: {escape(rule.amended)}" if rule.amended else ".")]
-    exceptions = [f"{_name(c)}: {c.allowance:g} points, {c.reason}" for c in reference.cells if c.reason]
+    exceptions = [f"{_name(c)}: {c.allowance:g} point{'s' * (c.allowance != 1)}, {c.reason}"
+                  for c in reference.cells if c.reason]
     exceptions += [f"{_name(c)}: decides up to a tolerance of {c.widest:g} points" for c in reference.cells if c.widest]
     if exceptions:
         blocks.append(bullets(exceptions))
@@ -75,7 +79,7 @@ def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     if records:
         benchmarks = dict.fromkeys(clean(r.trial.benchmark) for r in records)
         models = dict.fromkeys(clean(r.trial.model) for r in records)
-        recipes = dict.fromkeys(notes.recipe(r.trial.trained_by) for r in records)
+        recipes = dict.fromkeys(notes.recipe(r.trial.trained_by, r.trial.arrival) for r in records)
         methods = dict.fromkeys(f"{r.label}, {scenario_rules(r.trial.scenario).title}: {clean(r.trial.method)}"
                                 for r in records)
         blocks += ["## Setting", bullets([*(f"benchmark: {text}" for text in benchmarks),

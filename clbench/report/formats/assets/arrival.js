@@ -2,14 +2,15 @@
 
 function drawArrival(svg, width, figure) {
   const { columns, rows } = readTable(figure.dataset.tables);
-  const labels = [...document.getElementById(figure.dataset.tables).querySelectorAll("tr[data-row] > th")].map((th) => th.textContent);
-  const left = Math.min(170, 16 + Math.max(...labels.map((label) => textWidth(label))));
+  const tableRows = document.getElementById(figure.dataset.tables).querySelectorAll("tr[data-row]");
+  const labels = new Map([...tableRows].map((tr) => [Number(tr.dataset.row), tr.querySelector("th").textContent]));
+  const left = Math.min(170, 16 + Math.max(...[...labels.values()].map((label) => textWidth(label))));
   const cell = Math.min((width - left) / columns.length, 72);
   const tall = 22;
   const marks = [];
   for (const [row, cells] of rows) {
     const total = cells.reduce((sum, { value }) => sum + value, 0) || 1;
-    shape(svg, "text", { x: left - 8, y: row * tall + tall / 2 + 4, "text-anchor": "end", class: "label" }, fit(labels[row], left - 10));
+    shape(svg, "text", { x: left - 8, y: row * tall + tall / 2 + 4, "text-anchor": "end", class: "label" }, fit(labels.get(row), left - 10));
     cells.forEach(({ value, text }, j) => {
       const [x, y, share] = [left + j * cell, row * tall, value / total];
       heatCell(svg, x + 0.5, y + 0.5, cell - 1, tall - 1, share);
@@ -17,7 +18,7 @@ function drawArrival(svg, width, figure) {
         shape(svg, "text", { x: x + cell / 2, y: y + tall / 2 + 4, "text-anchor": "middle",
           class: `small ${share > DEEP ? "on-hot" : "on-cold"}` }, text);
       }
-      marks.push({ x0: x, y0: y, x1: x + cell, y1: y + tall, row, step: j, title: labels[row],
+      marks.push({ x0: x, y0: y, x1: x + cell, y1: y + tall, row, step: j, title: labels.get(row),
         lines: [`${columns[j].title}: ${text} (${(100 * share).toFixed(1)} %)`] });
     });
   }

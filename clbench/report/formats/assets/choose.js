@@ -72,7 +72,7 @@ function chosenOf([id, title, , seeds, [metric, unit, column], methods, beside, 
   if (first < 0) made.append(make("p", { class: "chosen" }, "No method meets all constraints."));
   else {
     const text = make("p", { class: "chosen" }, "Choose ");
-    text.append(make("strong", {}, methods[first][0]), `: ${metric} ${methods[first][1]} over ${seeds} seed${seeds === 1 ? "" : "s"}.`);
+    text.append(make("strong", {}, methods[first][0]), `: ${metric} ${methods[first][1]} over ${seeds[first]} seed${seeds[first] === 1 ? "" : "s"}.`);
     made.append(text, remaining(methods, left, pair, kinds, title, [column, `lead of the choice${unit && ` (${unit})`}`]));
     if (left.length > ROWS) made.append(make("p", { class: "key" }, `And ${left.slice(ROWS).map((i) => methods[i][0]).join(", ")}.`));
   }

@@ -6,7 +6,7 @@ function filterable(bar, methods, redraw) {
   bar.hidden = false;
   const apply = () => {
     const part = input.value.trim().toLowerCase();
-    const all = select.selectedIndex === 0;
+    const all = select.selectedIndex <= 0;
     const wanted = methods.filter(({ button, label }) => (all || button.dataset.kinds.split("|").includes(select.value))
       && label.toLowerCase().includes(part));
     for (const method of methods) method.button.setAttribute("aria-pressed", String(wanted.includes(method)));
@@ -17,6 +17,7 @@ function filterable(bar, methods, redraw) {
     shown.textContent = wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
     redraw();
   };
+  if (methods.some(({ shown }) => !shown)) select.selectedIndex = -1; // so that "all methods" can be chosen
   select.addEventListener("change", apply);
   input.addEventListener("input", apply);
 }
