@@ -27,7 +27,7 @@ Effects are differences in final average accuracy, in points. Positive means tha
 LoRA is compared with itself: without task IDs minus with them, and with a pretrained backbone minus without one.
 "Better" and "worse" mean that the 95% interval excludes 0. The verdict answers a stricter question, such as "less than
 2 points worse", with a wider interval, so it can be inconclusive although the finding is clear. Tests in reports are
-corrected for all pairs of methods, so a report can call it not significant.
+corrected for all pairs of methods, so a report may call the same difference not significant.
 """
 ANSWER = "answer"  # the study whose comparisons were chosen before its first trial
 UNDER_WAY = """
@@ -58,7 +58,7 @@ RULES = """
   first that was designed for the claim counts, otherwise that with most seeds.
 - **Differences** are paired by seed. The claim about pretraining compares two studies by Welch's intervals.
 - **Intervals** are Student's t intervals over seeds: 95% in sensitivity rows. In verdicts, all intervals of a claim
-  hold together with 95% probability (Bonferroni over the counted studies). Exact quantities have none.
+  hold together with 95% probability (Bonferroni over the counted studies). Exact counts have none.
 - **Verdict:** a claim is *supported* if the whole interval satisfies it, *contradicted* if the whole interval violates
   it, and otherwise *inconclusive*. "Not much worse" means less than 2 points worse.
 - **Inconclusive in any case:** comparisons in which one side is closer to 100% than three standard deviations over
@@ -149,9 +149,9 @@ def summary_page(claims: Sequence[ClaimResult]) -> str:
     first = claims[0]
     finished = any(row.source.name.startswith(f"{ANSWER} ") for claim in claims for row in claim.counted)
     return "\n".join([INTRODUCTION, *headline_table(claims), PLANNED if finished else UNDER_WAY, SUMMARY.lstrip("\n"),
-                      *summary_table(claims),
-                      RULES.format(sentence=first.claim.sentence, slug=first.slug, **fields), "```{toctree}",
-                      ":hidden:", "", *(f"claims/{claim.slug}" for claim in claims), "claims/studies", "```"]) + "\n"
+                      *summary_table(claims), RULES.format(
+                          sentence=first.claim.sentence, slug=first.slug, **fields), "```{toctree}", ":hidden:", "",
+                      *(f"claims/{claim.slug}" for claim in claims), "claims/studies", "```"]) + "\n"
 
 
 def studies_page(studies: Sequence[Study]) -> str:

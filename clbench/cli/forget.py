@@ -21,7 +21,9 @@ FOR_EXPORT = ("base", "models", "export_scale", "to")  # parameters that apply w
 EXAMPLES = (
     ("clbench forget BASE adapter --tasks acme.jsonl --general english", "checks what an adapter forgot"),
     ("clbench forget BASE checkpoints --tasks acme.jsonl --out audit --fail-on lost", "checks each checkpoint, for CI"),
-    ("clbench forget BASE --tasks acme.jsonl --show", "shows which tokens are scored; loads no model"),
+    ("clbench forget BASE --tasks acme.jsonl --show", "shows which tokens are scored, and scores nothing"),
+    ("clbench forget BASE adapter2 --compare-with adapter1 --tasks task1.jsonl",
+     "checks what the training on task 2 lost of task 1"),
     ("clbench forget BASE adapter --new acme.jsonl --tasks beta.jsonl --scale 0,0.25,0.5,0.75,1",
      "compares weaker versions of an adapter"),
 )
@@ -61,6 +63,8 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
               "each paragraph is a text.")
 @click.option("--new", multiple=True, type=FILE, metavar="FILE", help="File of prompts and responses of the task "
               "that the model was fine-tuned on; repeatable.")
+@click.option("--compare-with", type=PATH, metavar="ADAPTER_OR_MODEL", help="Compare with this adapter or model "
+              "instead of BASE, for example with the adapter before the last task.")
 @click.option("--length", type=click.IntRange(min=2), metavar="N", help="Maximum number of tokens per item.  "
               "[default: the model's maximum, at most 1024]")
 @click.option("--allow-cut-responses", is_flag=True, help="Cut responses that are too long, instead of stopping with "
@@ -88,16 +92,16 @@ def read_scales(_context: click.Context, _parameter: click.Parameter, value: str
 @device_option("auto", default="auto")
 @click.pass_context
 def command(context: click.Context, /, base: str, models: tuple[Path, ...], tasks: tuple[Path, ...],
-            general_files: tuple[Path, ...], new: tuple[Path, ...], length: int | None, allow_cut_responses: bool,
-            chat_template: Path | None, any_base: bool, margin_nll: float, margin_exact: float,
-            scales: tuple[float, ...], export_scale: float | None, to: Path | None, show: bool, fail_on: str | None,
-            as_json: bool, out: Path | None, batch: int, device: str) -> int:
+            general_files: tuple[Path, ...], new: tuple[Path, ...], compare_with: Path | None, length: int | None,
+            allow_cut_responses: bool, chat_template: Path | None, any_base: bool, margin_nll: float,
+            margin_exact: float, scales: tuple[float, ...], export_scale: float | None, to: Path | None, show: bool,
+            fail_on: str | None, as_json: bool, out: Path | None, batch: int, device: str) -> int:
     """Check what fine-tuned language models forgot, compared with the model that they started from.
 
     BASE is the model before fine-tuning: a folder or a name on the Hugging Face Hub. ADAPTER_OR_MODEL is a PEFT
     adapter, a merged or fully fine-tuned model, or a folder with subfolders checkpoint-N, or taskN of a clbench run.
     Any trainer can have written them. For each file, clbench compares the loss on the responses (nll) and the number of
-    exact matches with those of BASE. The verdict on each is kept, lost or inconclusive.
+    exact matches with those of BASE, or of --compare-with. The verdict on each is kept, lost or inconclusive.
 
     A .jsonl file has {"prompt": ..., "response": ...} or {"messages": [...]} on each line.
     """
@@ -120,7 +124,7 @@ def command(context: click.Context, /, base: str, models: tuple[Path, ...], task
 
     request = AuditRequest(
         base, models, tuple(files), length=length, cut_responses=allow_cut_responses, template=chat_template,
-        any_base=any_base, batch_size=batch, device=device, scales=scales, out=out,
+        any_base=any_base, batch_size=batch, device=device, scales=scales, out=out, compare_with=compare_with,
         margins={NLL.name: margin_nll, EXACT.name: margin_exact / 100})
     auditor = Auditor(request, lambda line: click.echo(line, err=True))
     if show:

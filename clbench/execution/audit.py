@@ -6,14 +6,12 @@ file name is a hash of the model's files and of the tokens that are scored.
 
 from __future__ import annotations
 
-import io
 import json
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,11 @@ import numpy as np
 import torch
 
 from clbench.core.device import out_of_memory, pick_device
-from clbench.core.errors import DataError, SpecError, StoreError
-from clbench.core.files import write_atomically
+from clbench.core.errors import DataError, SpecError
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_content
+from clbench.execution.score_files import ScoreFiles
 from clbench.models.causal_lm import Base, LoraScale, check_plain, load_model, load_tokenizer, longest
 from clbench.models.hf_candidates import BASE, Candidate, base_folder, find_candidates
 from clbench.models.hf_files import fingerprint, read_config
@@ -45,14 +43,15 @@ from clbench.results.audit import (
     stays_within,
 )
 
-FORMAT = 3  # version of the stored scores; a new number invalidates old files
-SCORES = "scores"  # the folder of stored scores
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """The base, models and files of an audit, and its settings."""
+    """The base, models and files of an audit, and its settings.
+
+    `compare_with` is an adapter or model that the others are compared with; None: the base.
+    """
 
     base: str
     models: tuple[Path, ...]
@@ -66,6 +65,7 @@ class AuditRequest:
     scales: tuple[float, ...] = ()
     margins: Mapping[str, float] = field(default_factory=lambda: MARGINS)
     out: Path | None = None
+    compare_with: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,23 +103,47 @@ class Auditor:
         self.device = pick_device(request.device)
         self.tokenizer = load_tokenizer(folder, request.template)
         self.base = Base(folder, request.base, self.tokenizer, self.device)
-        self.candidates = find_candidates(request.models)
+        self.reference = self._find_reference()
+        self.candidates = [candidate for candidate in find_candidates(request.models)
+                           if self.reference is None or candidate.folder.resolve() != self.reference.folder.resolve()]
+        if request.models and not self.candidates:
+            raise SpecError(f"--compare-with {request.compare_with}: name a second adapter or model to compare it with")
         self.length = self._fitting_length()
-        for candidate in self.candidates:
+        for candidate in self._all_candidates:
             self.base.check(candidate, request.any_base)
         if request.scales:
             self._check_dial()
         self.files = list(self._read())
+        self.score_files = ScoreFiles(request.out)
         self.stored: list[tuple[str, str, str]] = []  # model, file and path of each file of scores
 
     @cached_property
     def hashes(self) -> dict[Path, str]:
         """Return the hash of each model's files, by its folder."""
-        return {folder: fingerprint(folder) for folder in (self.base.folder, *(c.folder for c in self.candidates))}
+        folders = (self.base.folder, *(candidate.folder for candidate in self._all_candidates))
+        return {folder: fingerprint(folder) for folder in folders}
+
+    @property
+    def _all_candidates(self) -> list[Candidate]:
+        """Return the adapters and models, with the one that the others are compared with."""
+        return [*self.candidates, *([self.reference] if self.reference else [])]
+
+    def _find_reference(self) -> Candidate | None:
+        """Return the adapter or model that the others are compared with; None if that is the base."""
+        path = self.request.compare_with
+        if path is None:
+            return None
+        if self.request.scales:
+            raise SpecError("--scale compares with the base; leave --compare-with out")
+        candidates = find_candidates([path])
+        if len(candidates) != 1:
+            raise SpecError(f"--compare-with takes one adapter or model, and {path} has {len(candidates)}: "
+                            + ", ".join(str(candidate.folder) for candidate in candidates))
+        return candidates[0]
 
     def _fitting_length(self) -> int:
         """Return the largest number of tokens of an item that the base takes, after all virtual tokens of adapters."""
-        adapters = (read_config(c.folder, "adapter") for c in self.candidates if c.kind == "adapter")
+        adapters = (read_config(c.folder, "adapter") for c in self._all_candidates if c.kind == "adapter")
         virtual_count = max((int(config.get("num_virtual_tokens") or 0) for config in adapters), default=0)
         max_length = longest(self.base.folder)
         name = self.request.base + (f" after {virtual_count} virtual tokens of an adapter" if virtual_count else "")
@@ -152,34 +176,30 @@ class Auditor:
                     yield ReadFile(name, role, path, content.sha256, tokenizer.tokenize(content.items))
 
     def run(self) -> Audit:
-        """Score the base and all models, and return the comparison."""
-        base_hash = self.hashes[self.base.folder]
-        base_scores = self._scores(BASE, [base_hash], self._load_base)
-        repeated_scores = self._scores(f"{BASE} in bfloat16", [base_hash], self._load_base, "bf16")
+        """Score the base, or what the models are compared with instead, and all models; return the comparison."""
+        reference_name = self.reference.label if self.reference else BASE
+        reference_scores = self._scores(reference_name, self.reference)
+        repeated_scores = self._scores(f"{reference_name} in bfloat16", self.reference, precision="bf16")
         floors: dict[tuple[str, str], float] = {}
         for file in self.files:
-            scored = [metric for metric in CAUSAL_LM.metrics if base_scores[file.name].values(metric)]
-            floors |= {(file.name, metric.name): noise_floor(base_scores[file.name], repeated_scores[file.name], metric)
-                       for metric in scored}
+            first, second = reference_scores[file.name], repeated_scores[file.name]
+            floors |= {(file.name, metric.name): noise_floor(first, second, metric)
+                       for metric in CAUSAL_LM.metrics if first.values(metric)}
         scores: dict[str, dict[str, FileScores]] = {}
         dial: list[DialPoint] = []
         for candidate in sorted(self.candidates, key=lambda c: c.kind == "model"):
-            hashes = [base_hash, self.hashes[candidate.folder]]
-            if candidate.kind == "model":
-                self.base.release()  # memory may not suffice for both
-            load = self._load_candidate if candidate.kind == "model" else self._load_adapter
-            scores[candidate.label] = self._scores(candidate.label, hashes, partial(load, candidate))
+            scores[candidate.label] = self._scores(candidate.label, candidate)
             if self.request.scales:
-                dial = self._dial(candidate, hashes, base_scores, scores[candidate.label], floors)
+                dial = self._dial(candidate, reference_scores, scores[candidate.label], floors)
         comparisons = judge([comparison for candidate in self.candidates for comparison in
-                             self._comparisons(candidate.label, base_scores, scores[candidate.label], floors)])
+                             self._comparisons(candidate.label, reference_scores, scores[candidate.label], floors)])
         files = tuple(AuditedFile(f.name, f.role, len(f.tokens.items), f.tokens.notes()) for f in self.files)
         return Audit(self.request.base, files, tuple(c.label for c in self.candidates), tuple(comparisons), tuple(dial),
-                     tuple(self._settings()), tuple(self.stored))
+                     tuple(self._settings()), tuple(self.stored), reference_name)
 
     def _settings(self) -> Iterator[tuple[str, str]]:
         yield "base", f"{self.request.base} ({self.hashes[self.base.folder][:12]})"
-        for candidate in self.candidates:
+        for candidate in self._all_candidates:
             yield candidate.label, f"{candidate.kind} {candidate.folder} ({self.hashes[candidate.folder][:12]})"
         for file in self.files:
             yield file.name, f"{file.path} ({file.sha256[:12]})"
@@ -187,23 +207,22 @@ class Auditor:
         yield "batch size, device", f"{self.request.batch_size}, {self.device}"
         yield "torch", torch.__version__
 
-    def _comparisons(self, model: str, base_scores: Mapping[str, FileScores], scores: Mapping[str, FileScores],
+    def _comparisons(self, model: str, reference_scores: Mapping[str, FileScores], scores: Mapping[str, FileScores],
                      floors: Mapping[tuple[str, str], float]) -> Iterator[Comparison]:
         """Yield a comparison for each metric of each file."""
         for file in self.files:
             for metric in CAUSAL_LM.metrics:
                 if (floor := floors.get((file.name, metric.name))) is not None:
-                    yield compare(model, file.name, metric, base_scores[file.name], scores[file.name], floor,
+                    yield compare(model, file.name, metric, reference_scores[file.name], scores[file.name], floor,
                                   self.request.margins)
 
-    def _dial(self, candidate: Candidate, hashes: Sequence[str], base_scores: Mapping[str, FileScores],
+    def _dial(self, candidate: Candidate, base_scores: Mapping[str, FileScores],
               full: Mapping[str, FileScores], floors: Mapping[tuple[str, str], float]) -> list[DialPoint]:
         """Return the adapter's effect at each scale; 0 is the base, and 1 the unscaled adapter."""
         points: dict[float, list[Comparison]] = {}
         for scale in sorted(set(self.request.scales)):
             name = f"scale {scale:g}"
-            scaled = base_scores if scale == 0 else full if scale == 1 else self._scores(
-                name, [*hashes, f"{scale!r}"], partial(self._load_adapter, candidate, scale))
+            scaled = base_scores if scale == 0 else full if scale == 1 else self._scores(name, candidate, scale)
             points[scale] = list(self._comparisons(name, base_scores, scaled, floors))
         judged = iter(judge([comparison for comparisons in points.values() for comparison in comparisons]))
         other_files = {file.name for file in self.files if file.role != "new"}
@@ -215,34 +234,35 @@ class Auditor:
         return result
 
     @contextmanager
-    def _load_base(self) -> Iterator[Any]:
-        yield self.base.model
+    def _load(self, candidate: Candidate | None, scale: float) -> Iterator[Any]:
+        """Load the base (None), a model, or an adapter whose update is multiplied by a scale."""
+        if candidate is None:
+            yield self.base.model
+        elif candidate.kind == "model":
+            self.base.release()  # memory may not suffice for both
+            yield load_model(candidate.folder, self.device)
+        else:
+            with self.base.adapted(candidate) as model:
+                if scale != 1:
+                    LoraScale(model).set(scale)
+                yield model
 
-    @contextmanager
-    def _load_candidate(self, candidate: Candidate) -> Iterator[Any]:
-        yield load_model(candidate.folder, self.device)
-
-    @contextmanager
-    def _load_adapter(self, candidate: Candidate, scale: float = 1.0) -> Iterator[Any]:
-        with self.base.adapted(candidate) as model:
-            if scale != 1:
-                LoraScale(model).set(scale)
-            yield model
-
-    def _scores(self, name: str, hashes: Sequence[str], load: Callable[[], AbstractContextManager[Any]],
+    def _scores(self, name: str, candidate: Candidate | None, scale: float = 1.0,
                 precision: Precision = "fp32") -> dict[str, FileScores]:
-        """Return the scores of a model on all files. The model is loaded only if scores are missing."""
-        scores_by_file = {file.name: self._read_stored(self._key(hashes, file, precision)) for file in self.files}
+        """Return the scores of the base (None) or a candidate on all files. It is loaded only if scores are missing."""
+        hashes = [self.hashes[self.base.folder], *([self.hashes[candidate.folder]] if candidate else []),
+                  *([f"{scale!r}"] if scale != 1 else [])]
+        names = {file.name: self.score_files.name(hashes, file.tokens_hash, precision) for file in self.files}
+        scores_by_file = {file: self.score_files.read(path) for file, path in names.items()}
         missing = [file for file in self.files if scores_by_file[file.name] is None]
         if missing:
-            with load() as model:
+            with self._load(candidate, scale) as model:
                 scorer = Scorer(model, self.device, precision)
                 for file in missing:
-                    scores_by_file[file.name] = self._score(scorer, file, name)
-                    self._store(self._key(hashes, file, precision), scores_by_file[file.name])
+                    scores_by_file[file.name] = scores = self._score(scorer, file, name)
+                    self.score_files.write(names[file.name], scores)
         if self.request.out is not None:
-            self.stored += [(name, file.name, f"{SCORES}/{self._key(hashes, file, precision)}.npz")
-                            for file in self.files]
+            self.stored += [(name, file, path) for file, path in names.items()]
         return {file: scores for file, scores in scores_by_file.items() if scores is not None}
 
     def _score(self, scorer: Scorer, file: ReadFile, name: str) -> FileScores:
@@ -262,34 +282,3 @@ class Auditor:
             raise DataError(f"{name}: its loss on item {place + 1} of {file.path} is not finite; the model is broken")
         self.note(f"{name}: {file.name}, {len(scores.nll)} items, {time.monotonic() - start:.1f} s")
         return FileScores(scores.nll, scores.exact if file.tokens.have_responses else ())
-
-    def _key(self, hashes: Iterable[str], file: ReadFile, precision: Precision) -> str:
-        """Return the name under which scores are stored."""
-        return sha256(json.dumps([FORMAT, *hashes, file.tokens_hash, precision]).encode()).hexdigest()[:32]
-
-    def _read_stored(self, key: str) -> FileScores | None:
-        """Return scores from the output folder, or None if they are not there."""
-        if self.request.out is None or not (path := self._path(key)).is_file():
-            return None
-        try:
-            with np.load(path) as arrays:
-                return FileScores(tuple(arrays["nll"].tolist()), tuple(arrays["exact"].tolist()))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise StoreError(f"{path} cannot be read ({error}); delete it, and it is computed again") from error
-
-    def _store(self, key: str, scores: FileScores | None) -> None:
-        """Write scores to the output folder."""
-        if self.request.out is None or scores is None:
-            return
-        content = io.BytesIO()
-        np.savez_compressed(content, nll=np.array(scores.nll), exact=np.array(scores.exact, dtype=bool))
-        try:
-            self._path(key).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(key), content.getvalue())
-        except OSError as error:
-            raise StoreError(f"cannot write {self._path(key)}: {error.strerror or error}") from error
-
-    def _path(self, key: str) -> Path:
-        assert self.request.out is not None
-        return self.request.out / SCORES / f"{key}.npz"
-

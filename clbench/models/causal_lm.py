@@ -72,6 +72,9 @@ def load_model(folder: Path, device: torch.device) -> Any:
             str(folder), trust_remote_code=False, use_safetensors=True, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise DataError(f"{folder}: {len(missing)} weights of the model are missing, such as {missing[0]}")
+    if getattr(model, "is_quantized", False):
+        raise DataError(f"{folder}: the model is quantized, and clbench scores in float32; name the model before its "
+                        "quantization, with --any-base if an adapter names another one")
     return model.float().to(device).eval()
 
 

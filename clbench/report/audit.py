@@ -59,8 +59,8 @@ def tables(audit: Audit) -> list[Table]:
 
 def model_table(audit: Audit, model: str) -> Table:
     """Return the table of one model: a row for each metric of each file."""
-    columns = (Column("items", "count"), Column("metric", "text"), Column("base", "text"), Column("model", "text"),
-               Column("difference", "text"), Column("verdict", "text"))
+    columns = (Column("items", "count"), Column("metric", "text"), Column(clean(audit.compared_with), "text"),
+               Column("model", "text"), Column("difference", "text"), Column("verdict", "text"))
     rows = []
     for file in audit.files:
         for metric in CAUSAL_LM.metrics:
@@ -139,8 +139,8 @@ def remarks(audit: Audit) -> list[str]:
     """Return the sentences that a reader needs in order to understand the tables."""
     lines = ["nll is the negative log-likelihood of the response in nats per token, averaged over items; exact is the "
              "percentage of items whose whole response greedy decoding would generate.",
-             "Differences are model minus base, with 95% intervals over items, paired by item (Student's t for nll, "
-             "Tango's score interval for exact).",
+             f"Differences are model minus {clean(audit.compared_with)}, with 95% intervals over items, paired by item "
+             "(Student's t for nll, Tango's score interval for exact).",
              "lost: the interval lies beyond the margin in the bad direction, also after Holm's correction over "
              f"{len(audit.comparisons)} comparisons. kept: the interval ends within the margin or is better. Otherwise "
              "inconclusive: more items would decide."]
@@ -153,7 +153,7 @@ def remarks(audit: Audit) -> list[str]:
                      "exact are within it. The largest such scale has no scale below it whose losses are beyond the "
                      "margin.")
     lines += [f"{clean(file.name)}: {', '.join(file.notes)}." for file in audit.files if file.notes]
-    return [*lines, *audit.notes]
+    return lines
 
 
 def _margin_line(audit: Audit, metric: Metric) -> str:
@@ -167,8 +167,8 @@ def _margin_line(audit: Audit, metric: Metric) -> str:
     if max(margins) > min(margins):
         text += f" to {value_text(max(margins), metric)}"
     floor = value_text(max(comparison.floor for comparison in by_file.values()), metric)
-    return (f"The margin of {metric.name} is {text} {unit}; it is at least three times the noise floor, by which the "
-            f"base itself changes in bfloat16 and other batches (at most {floor}).")
+    return (f"The margin of {metric.name} is {text} {unit}; it is at least three times the noise floor, by which "
+            f"{clean(audit.compared_with)} itself changes in bfloat16 and other batches (at most {floor}).")
 
 
 def _too_few(audit: Audit) -> str:
@@ -190,16 +190,17 @@ def as_json(audit: Audit) -> str:
     dial = [{"scale": point.scale, "within": point.within, "cells": to_dicts(point.comparisons)}
             for point in audit.dial]
     return json.dumps({
-        "base": audit.base, "files": [asdict(file) for file in audit.files], "models": list(audit.models),
+        "base": audit.base, "compared_with": audit.compared_with,
+        "files": [asdict(file) for file in audit.files], "models": list(audit.models),
         "metrics": [asdict(metric) for metric in CAUSAL_LM.metrics], "cells": to_dicts(audit.comparisons), "dial": dial,
         "largest_scale": audit.largest_scale if audit.dial else None, "settings": dict(audit.settings),
         "scores": [dict(zip(("model", "file", "path"), entry, strict=True)) for entry in audit.scores],
-        "notes": list(audit.notes)}, indent=2) + "\n"
+        "notes": []}, indent=2) + "\n"
 
 
 def summary(audit: Audit) -> str:
     """Return the line below the heading."""
-    return clean(f"Base {audit.base}; compared: {join_names(audit.models)}")
+    return clean(f"Base {audit.base}; {join_names(audit.models)} compared with {audit.compared_with}")
 
 
 def alt(audit: Audit) -> str:

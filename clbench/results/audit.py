@@ -162,7 +162,7 @@ class Audit:
     dial: tuple[DialPoint, ...] = ()  # in the order of scales
     settings: tuple[tuple[str, str], ...] = ()
     scores: tuple[tuple[str, str, str], ...] = ()  # model, file, and where the scores of its items are
-    notes: tuple[str, ...] = ()
+    compared_with: str = "base"  # what the models are compared with: the base, or the name of an adapter or model
 
     @property
     def lost(self) -> list[Comparison]:

@@ -146,7 +146,7 @@ def export(run: Path, trial: str | None, task: int, to: Path, plugins: tuple[Pat
 @to("File to write the weights to.", "FILE.safetensors")
 @plugin_option
 def merge(run: Path, trial: str | None, task: int, to: Path, plugins: tuple[Path, ...]) -> None:
-    """Merge a task's adapter into the backbone.
+    """Merge a task's adapter into the backbone of a classifier.
 
     clbench writes the weights of the resulting model, which has the head of the task. The model needs no adapter, so
     its inference costs nothing extra.
@@ -183,7 +183,7 @@ def remove(run: Path, trial: str | None, task: int, plugins: tuple[Path, ...]) -
 @plugin_option
 def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Path | None, device: str,
         plugins: tuple[Path, ...]) -> None:
-    """Train an adapter for one more task.
+    """Train an adapter of a classifier for one more task.
 
     The backbone and the other adapters stay the same. You can also train a removed task again.
     """
@@ -205,7 +205,7 @@ def add(run: Path, trial: str | None, task: int, benchmark: str | None, data: Pa
 @plugin_option
 def evaluate(run: Path, trial: str | None, tasks: list[int] | None, data: Path | None, device: str,
              plugins: tuple[Path, ...]) -> None:
-    """Measure the accuracy of adapters on their own tasks.
+    """Measure the accuracy of adapters of a classifier on their own tasks.
 
     If the scenario gives no task IDs, clbench infers the task among the chosen ones. If all tasks share one test set,
     each accuracy is that on the whole set, in which samples of classes that are not chosen count as wrong.

@@ -92,6 +92,29 @@ def test_a_planted_loss_is_found_and_a_fresh_adapter_keeps_everything(capsys, fo
         assert cells["merged", file, "nll"]["value"] == pytest.approx(cells["adapter", file, "nll"]["value"], abs=1e-4)
 
 
+def test_what_a_later_adapter_lost_of_an_earlier_one_is_compared_with_the_earlier(capsys, folder, tmp_path):
+    for number, name in enumerate(("adapter", "fresh")):  # the second one has lost what the first had learned
+        shutil.copytree(folder / name, tmp_path / "run" / f"task{number}")
+    code, out, err = call(capsys, folder, "base", "fresh", "--new", "new.jsonl", "--json")
+    assert code == 0 and verdicts(out)["fresh", "new.jsonl", "nll"] == "kept", err
+    code, out, err = call(capsys, folder, "base", "fresh", "--compare-with", "adapter", "--tasks", "new.jsonl",
+                          "--fail-on", "lost", "--json")
+    assert code == 1 and json.loads(out)["compared_with"] == "adapter", err
+    comparison = json.loads(out)["cells"][0]
+    _, alone, _ = call(capsys, folder, "base", "adapter", "fresh", "--tasks", "new.jsonl", "--json")
+    first, second = (c["value"] for c in json.loads(alone)["cells"] if c["metric"] == "nll")
+    assert (comparison["base"], comparison["value"]) == pytest.approx((first, second))
+    assert comparison["verdict"] == "lost"
+    # An earlier part of a series is not compared with itself.
+    code, out, err = call(capsys, folder, "base", tmp_path / "run", "--compare-with", tmp_path / "run" / "task0",
+                          "--tasks", "new.jsonl", "--out", tmp_path / "out")
+    assert code == 0, err
+    written = (tmp_path / "out" / "audit.md").read_text()
+    assert "task1 compared with task0" in written and "Differences are model minus task0, with" in written
+    assert "| file | items | metric | task0 | model |" in written and "kept: nll" not in out
+    assert not any(line.startswith("base:") for line in err.splitlines())  # the base itself is not scored
+
+
 def test_without_a_loss_the_exit_code_is_0(capsys, folder):
     code, out, _ = call(capsys, folder, "base", "fresh", "--tasks", "old.jsonl", "--fail-on", "lost")
     assert code == 0
@@ -443,6 +466,8 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
     (("base", "adapter", "--tasks", "old.jsonl", "--tasks", "old.jsonl"), "old.jsonl is named twice"),
     (("base", "adapter", "--tasks", "old.jsonl", "--tasks", "../{0}/old.jsonl"), "old.jsonl is named twice"),
     (("base", "adapter", "../{0}/adapter", "--tasks", "old.jsonl"), "adapter is named twice"),
+    (("base", "adapter", *FILES, *DIAL, "--compare-with", "fresh"), "--scale compares with the base"),
+    (("base", "adapter", "--tasks", "old.jsonl", "--compare-with", "adapter"), "name a second adapter or model"),
     (("base", "adapter", "--tasks", "old.jsonl", "--length", "999"), "takes at most 256 tokens")])
 def test_options_that_do_not_go_together_are_refused(capsys, folder, args, message):
     code, _, err = call(capsys, folder, *(arg.format(folder.name) for arg in args))
