@@ -32,7 +32,7 @@ def lowest(session: nox.Session) -> None:
 @nox.session
 def extras(session: nox.Session) -> None:
     """Run the tests that need an extra, with all extras installed; a skipped test is a failure."""
-    session.install("-e", ".[test,all]")
+    session.install("-e", ".[test,all]", "gguf")
     session.run("python", "-m", "pytest", "-m", "extra and not slow", "--no-skips", *session.posargs)
 
 

@@ -7,6 +7,7 @@ import click
 import pytest
 
 from clbench import cli
+from clbench.experiment.recipe import Recipe
 
 
 def run(capsys, *args):
@@ -134,3 +135,12 @@ def test_a_command_with_more_than_20_options_has_a_short_help_and_each_text_begi
         for option in options:
             first = option.help.split()[0].lower().rstrip(",;:(")
             assert first not in wrong, f"clbench {command.name} {option.opts[0]}: {option.help}"
+
+
+def test_options_of_a_recipe_say_nothing_unless_given():
+    command = cli.group.get_command(click.Context(cli.group), "run")
+    plain = command.make_context("run", ["--methods", "naive"]).params
+    assert {name: plain[name] for name in Recipe.model_fields} == dict.fromkeys(Recipe.model_fields)
+    assert plain["online"] is None
+    given = command.make_context("run", ["--methods", "naive", "--milestones", "0.5,0.8", "--max-grad-norm", "2"])
+    assert (given.params["milestones"], given.params["max_grad_norm"]) == ([0.5, 0.8], 2.0)

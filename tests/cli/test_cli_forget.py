@@ -115,6 +115,22 @@ def test_what_a_later_adapter_lost_of_an_earlier_one_is_compared_with_the_earlie
     assert not any(line.startswith("base:") for line in err.splitlines())  # the base itself is not scored
 
 
+def test_margins_are_those_asked_for_and_at_least_three_floors(capsys, folder):
+    _, out, _ = call(capsys, folder, "base", "adapter", *FILES, "--json", "--margin-nll", "0", "--margin-exact", "0")
+    cells = json.loads(out)["cells"]
+    assert all(c["margin"] == pytest.approx(3 * c["floor"]) for c in cells)
+    assert min(c["floor"] for c in cells if c["metric"] == "nll") > 0
+    _, out, _ = call(capsys, folder, "base", "adapter", *FILES, "--json", "--margin-nll", "50", "--margin-exact", "100")
+    assert "lost" not in verdicts(out).values()
+
+
+def test_losses_on_the_new_task_do_not_count_in_the_dial(capsys, folder):
+    for new, other, within in (("new", "old", [True, False]), ("old", "new", [True, True])):
+        _, out, _ = call(capsys, folder, "base", "adapter", "--new", f"{new}.jsonl", "--tasks", f"{other}.jsonl",
+                         "--scale", "0,1", "--json")
+        assert [point["within"] for point in json.loads(out)["dial"]] == within
+
+
 def test_without_a_loss_the_exit_code_is_0(capsys, folder):
     code, out, _ = call(capsys, folder, "base", "fresh", "--tasks", "old.jsonl", "--fail-on", "lost")
     assert code == 0

@@ -192,6 +192,10 @@ def test_core50_ni_has_sessions_in_the_order_of_a_run_and_one_test(trees):
     assert sizes(read) == [(10, 50, 150)] * 8
     assert read.tasks[0].class_names[:2] == ("plug adapters", "mobile phones")
     assert Counter(read.tasks[0].train.y.tolist()) == dict.fromkeys(range(10), 5)
+    found = CORe50Options(labels="categories").find_files(trees).train
+    category = {file.parts[-2]: name for file, name in zip(found.files, found.labeled.labels, strict=True)}
+    assert [category[f"o{n}"] for n in (1, 5, 6, 46, 50)] == [
+        "plug adapters", "plug adapters", "mobile phones", "remote controls", "remote controls"]
 
 
 def test_core50_nc_has_new_objects_in_each_task(trees):

@@ -102,3 +102,14 @@ def test_a_resumed_trial_has_its_share_of_the_work_left():
     left.progress(Progress(trial.trial.key, 2, 3, 0.5), 0.0)
     assert left.seconds(0.0) == pytest.approx(8), "not a third of the ten"
     assert not left.measured
+
+
+def test_earlier_times_are_scaled_by_what_this_run_takes():
+    old = [make_record(m, s, train_flops=[10**9] * 3, machine=machine()) for m in ("er", "ewc") for s in (0, 1)]
+    seen = old[0].model_copy(update={"timings": old[0].timings.model_copy(update={"curve": [1.0, 2.0, 3.0]})})
+    seconds = read_times(old[0])[1]
+    assert read_times(seen)[1] == pytest.approx(seconds + 6)
+    left = TimeLeft([planned("er", 5), planned("ewc", 5)])
+    left.known(old)
+    end(left, planned("er", 5), 3 * seconds)
+    assert left.expected()[kind_of(planned("ewc").trial)] == pytest.approx(3 * seconds)

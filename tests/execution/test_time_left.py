@@ -45,7 +45,6 @@ def test_what_was_done_before_a_run_goes_on_is_no_work_of_it():
     assert left.seconds(12.0) == pytest.approx(52)
 
 
-@pytest.mark.slow
 def test_each_method_takes_its_own_time_and_unknown_ones_the_mean():
     planned, keys = trials(naive=2, gpm=2, joint=1)
     left = TimeLeft(planned)

@@ -80,6 +80,7 @@ def exported():
     return onnx.helper.make_model(graph), {name: torch.from_numpy(value) for name, value in plain.items()}
 
 
+@pytest.mark.extra("onnx")
 def test_a_graph_gives_back_the_tensors_that_were_exported():
     model, plain = exported()
     found = bases.vit(model.SerializeToString())
@@ -101,6 +102,8 @@ def test_a_graph_gives_back_the_tensors_that_were_exported():
             assert torch.equal(found[f"blocks.{i}.ls{n}.gamma"], plain[f"{layer}.layer_scale{n}.lambda1"])
 
 
+@pytest.mark.extra("onnx")
+@pytest.mark.extra("timm")
 def test_timm_takes_the_tensors_of_a_graph():
     model, _plain = exported()
     transformer = timm().models.VisionTransformer
@@ -109,6 +112,7 @@ def test_timm_takes_the_tensors_of_a_graph():
     network.load_state_dict(bases.vit(model.SerializeToString()))  # strict: every name and shape
 
 
+@pytest.mark.extra("onnx")
 def test_a_graph_with_more_or_less_in_it_is_refused():
     onnx = onnx_or_skip()
     model, _plain = exported()
@@ -122,6 +126,7 @@ def test_a_graph_with_more_or_less_in_it_is_refused():
         bases.vit(model.SerializeToString())
 
 
+@pytest.mark.extra("onnx")
 def test_a_graph_without_its_positions_is_refused():
     model, _plain = exported()
     kept = [i for i in model.graph.initializer if not i.name.startswith("onnx::Reshape")]

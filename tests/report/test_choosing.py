@@ -179,3 +179,14 @@ def test_a_method_of_avalanche_is_one_of_its_kind_whatever_its_label():
     result, = section.results
     entry, = choose_legend(section, [LegendEntry(result, 0, "c0", "o", 0)])
     assert "from Avalanche" in entry.kinds
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("compute", {"er"}), ("inference", {"lwf"})])
+def test_each_limit_reads_its_own_cost(name, allowed):
+    flops = {"er": (10, 90), "ewc": (40, 90), "lora": (40, 90), "lwf": (40, 30)}  # of a task, of a prediction
+    made = [one.model_copy(update={"costs": one.costs.model_copy(update={
+        "train_flops": [train] * 2, "inference_flops": [999, predict]})})
+        for m, (train, predict) in flops.items() for one in (record(m, s) for s in SEEDS)]
+    setting, = group_by_setting(made)
+    found = choose(setting, [limit(setting, name, "60")])
+    assert {found.best, *(rival.method for rival in found.rivals)} == allowed

@@ -160,3 +160,13 @@ def test_training_compute_is_shown_where_records_have_it():
     assert [cell.text for cell in more.cells("inference compute")] == ["\N{EN DASH}", "500 FLOP"]
     assert [cell.text for cell in more.cells("training CPU")] == ["\N{EN DASH}", "3.00 ± n/a"]
     assert any("compute" in note for note in build([old, new]).notes)
+
+
+def test_more_costs_by_hand():
+    made = make_record("lora", train_seconds=2.0, train_flops=[1, 2, 3])
+    made = made.model_copy(update={"costs": made.costs.model_copy(update={"inference_flops": [7, 8, 9]})})
+    section, = build([made]).sections
+    found = by_title(section)
+    wanted = {"training": 6.0, "consolidation": 0.75, "evaluation": 0.4, "training CPU": 3.0, "evaluation CPU": 2.0,
+              "optimizer steps": 210, "peak memory": 300_000_000, "inference compute": 9}
+    assert {name: found[name][0].mean for name in wanted} == pytest.approx(wanted)

@@ -110,6 +110,8 @@ def test_losses_stay_within_if_intervals_of_nll_and_means_of_exact_do():
     worse = FileScores((1.2,) * 20, (True,) * 20)
     for scores, within in ((small, True), (wrong, False), (worse, False)):
         assert stays_within(judge([compare("m", "f", metric, base, scores, 0.0) for metric in (NLL, EXACT)])) == within
+    unsure, = judge([compare("m", "f", NLL, FileScores((1.0,) * 4), FileScores((1.04, 1.08, 1.05, 1.06)), 0.0)])
+    assert unsure.verdict == "inconclusive" and not stays_within([unsure])
 
 
 def test_few_audits_of_an_unchanged_model_report_a_loss():

@@ -175,3 +175,12 @@ def test_tensorboard_is_imported_only_when_asked_for_and_torch_never(tmp_path):
             " log)\n    print([m for m in ('torch', 'wandb', 'mlflow', 'tensorboard') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['tensorboard']"]
+
+
+def test_steps_have_flops_and_processor_time():
+    made = make_record(R=R, train_flops=[10, 20])
+    times = made.timings.model_copy(update={"train_cpu": [1.0, 2.0], "consolidate_cpu": [3.0, 4.0],
+                                            "evaluate_cpu": [5.0, 6.0, 7.0]})
+    *_, last = tracking.steps(made.model_copy(update={"timings": times}))
+    assert [last.values[name] for name in ("cost/train_flops", "cost/inference_flops", "cpu/train",
+                                           "cpu/consolidate", "cpu/evaluate")] == [20, 500, 2.0, 4.0, 7.0]

@@ -1,11 +1,18 @@
+import itertools
+import sys
+from types import SimpleNamespace
+
+import pytest
 import torch
 from helpers.with_teacher import WithTeacher
 from torch import nn
 
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
-from clbench.testing.tiny import bench
-from clbench.training.costs import measure, role
+from clbench.testing.tiny import RECIPE, bench
+from clbench.training.callbacks.curve import CurveCallback
+from clbench.training.costs import Clock, PeakMemory, measure, role
+from clbench.training.loop import TrainingLoop
 
 
 class Keeps(Strategy):
@@ -69,3 +76,32 @@ def test_the_roles_of_a_class_come_before_those_of_its_bases():
     assert [role(strategy, name) for name in names] == ["matrix", "teacher", "replay", "replay", "replay"]
     strategy.roles = (("memory_x", "images"),)  # of one object
     assert [role(strategy, name) for name in ("memory_x", "memory_y")] == ["images", "replay"]
+
+
+def test_seeds_of_a_stack_share_its_time(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(Clock, "now", classmethod(lambda cls: cls(t := float(next(ticks)), 10 * t)))
+    replicas = [bench(StrategyInfo("naive", Strategy, ""), {}, "class", seed).replica for seed in (0, 1)]
+    TrainingLoop(replicas, RECIPE).train_task(0)  # four looks at the clock
+    for times in (replica.timings for replica in replicas):
+        assert (times.train, times.consolidate) == ([0.5], [1.0])
+        assert (times.train_cpu, times.consolidate_cpu) == ([5.0], [10.0])
+
+
+def test_evaluations_between_steps_are_no_training():
+    replicas = [bench(StrategyInfo("naive", Strategy, ""), {}, "class", seed).replica for seed in (0, 1)]
+    for replica in replicas:
+        replica.timings.train.append(5.0)
+        replica.timings.train_cpu.append(7.0)
+    curve = CurveCallback(1, 10)
+    curve.spent = Clock(4.0, 6.0)
+    curve.on_trained(SimpleNamespace(replicas=replicas), [])
+    assert [(t.train, t.curve, t.train_cpu, t.curve_cpu) for t in (r.timings for r in replicas)] == [
+        ([3.0], [2.0], [4.0], [3.0])] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_in_bytes():
+    memory, block = PeakMemory(torch.device("cpu")), torch.ones(50_000_000, dtype=torch.uint8)
+    peak = memory.host()
+    assert peak is None or len(block) < peak < 10**12
