@@ -57,7 +57,7 @@ def explain(folder: Path, records: Sequence[Record]) -> dict[str, bytes]:
     seeds = sorted({r.trial.seed for r in records})
     study = explaining.prepare(a, b, ACC.column.title, {"seeds": seeds}, discover(), 400, folder)
     told = explaining.conclude(study, {r.key: r for r in records})
-    return {"explain.md": explained.markdown(told).encode(), explained.FIGURE: explained.draw_waterfall(told, "svg")}
+    return {"explain.md": explained.markdown(told).encode(), explained.FIGURE: explained.draw_waterfall(told)}
 
 
 MADE = {"report.md": report, "verify.md": verify, "explain.md": explain}

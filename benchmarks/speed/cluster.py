@@ -22,8 +22,8 @@ from typing import Any
 
 import processes
 from compare import REPORTS
+from processes import write
 from tabulate import tabulate
-from written import write
 
 from clbench.core.compat import usable_cores
 from clbench.core.registry import discover

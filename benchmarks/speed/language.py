@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import processes
-from processes import MeasurementError, ask
+from processes import MeasurementError, ask, write
 from table import facts
 from tabulate import tabulate
-from written import write
 
 THEIRS = "Trainer with PEFT, plain evaluation"
 CONTENDERS = ("clbench", THEIRS, "clbench 4 seeds stacked", "clbench last quarter, blocks:8",

@@ -22,8 +22,8 @@ from typing import Any
 
 import processes
 from compare import REPORTS
+from processes import write
 from tabulate import tabulate
-from written import write
 
 SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 MODELS = ("mlp", "mlp:width=1000")

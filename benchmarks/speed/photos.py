@@ -23,8 +23,8 @@ from typing import Any
 
 import processes
 from compare import REPORTS
+from processes import write
 from tabulate import tabulate
-from written import write
 
 CLASSES, BATCH, SIZE, RESIZED = 10, 64, 224, 256
 MOST_IN_MEMORY = 10_000  # photos; memory that grows with their number needs no measurement of more

@@ -21,9 +21,8 @@ from pathlib import Path
 
 import processes
 from compare import REPORTS
-from processes import busy_elsewhere
+from processes import busy_elsewhere, write
 from tabulate import tabulate
-from written import write
 
 from clbench.core.compat import usable_cores
 from clbench.data import default_data_dir

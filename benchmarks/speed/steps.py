@@ -63,7 +63,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
         loss.backward()
         optimizer.step()
 
-    return {"by hand": by_hand, "clbench": lambda: losses.append(take_step(train_step, [order.batch(samples)]))}
+    return {"by hand": by_hand, "clbench": lambda: losses.append(take_step(train_step, [order.next_batch(samples)]))}
 
 
 def main() -> None:

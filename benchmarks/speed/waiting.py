@@ -35,7 +35,7 @@ STEPS = 50
 def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, device: str) -> Callable[[], None]:
     """Return a function that takes a step of clbench's loop for a stack of seeds, on the first task."""
     registry = discover()
-    setting = replace(setting_of(batch_size, torch.get_num_threads(), data), method=method, model=model, device=device,
+    setting = replace(setting_of(model, batch_size, torch.get_num_threads(), data), method=method, device=device,
                       seeds=tuple(range(seeds)))
     planned = plan(spec_of(setting), registry)
     runner = TrialRunner(ExecutionSettings(data=data), device, "benchmarks/speed", registry)

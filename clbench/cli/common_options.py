@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -124,10 +124,14 @@ def _parameter_type(name: str) -> click.ParamType[Any] | None:
 
 def execution_options(without: Collection[str] = ()) -> Decorator:
     """Add options for the fields of `ExecutionSettings` to a command, except for some. `read_spec` takes the values."""
+    return adding([execution_option(name) for name in ExecutionSettings.model_fields if name not in without])
+
+
+def adding(options: Sequence[Decorator]) -> Decorator:
+    """Return a decorator that adds options to a command, in this order."""
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name in reversed(list(ExecutionSettings.model_fields)):
-            if name not in without:
-                command = execution_option(name)(command)
+        for option in reversed(options):
+            command = option(command)
         return command
 
     return decorate
@@ -254,18 +258,8 @@ ARRIVAL = (
 )
 
 
-def arrival_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options for the arrival of training samples."""
-    for option in reversed(ARRIVAL):
-        command = option(command)
-    return command
-
-
-def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of a recipe, and the device."""
-    for option in reversed(RECIPE):
-        command = option(command)
-    return command
+arrival_options = adding(ARRIVAL)
+recipe_options = adding(RECIPE)  # and the device
 
 
 def changed_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -82,9 +82,9 @@ def diff_runs(before: Path, after: Path) -> int:
     The exit code is 0 if both folders have the same trials and results, 1 if they differ, and 2 if a folder has no
     records. Running times, notes, versions, machines and devices do not count.
     """
-    from clbench.execution.progress import plural
     from clbench.report.analysis import run_diff
     from clbench.report.formats.terminal import show_lines, show_table, standard_output
+    from clbench.report.formatting import plural
     from clbench.results import diff
     from clbench.results.diff import group_by_method
 

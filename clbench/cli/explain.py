@@ -78,7 +78,7 @@ def command(a: Path, b: Path, metric: str | None, max_trials: int, out: Path | N
 
 def describe_plan(study: Study, experiment: Experiment) -> list[str]:
     """Describe what will be run: the factors, the combinations and the trials."""
-    from clbench.execution.progress import plural
+    from clbench.report.formatting import plural
 
     lines = [f"{factor.name}: {factor.change}" for factor in study.factors]
     lines += [f"{factor.name} are one factor: {factor.why}" for factor in study.factors if factor.why]

@@ -82,8 +82,9 @@ def describe_duration(experiment: Experiment, counted: Mapping[Kind, Forecast]) 
     if settings.executor == "ray" and settings.workers is None:
         return ""  # only the cluster knows how many workers fit
     from clbench.core.device import pick_device
-    from clbench.execution.progress import clock, plural
+    from clbench.execution.progress import clock
     from clbench.execution.run import plan_workers
+    from clbench.report.formatting import plural
 
     try:
         plan, device = plan_workers(experiment, ""), pick_device(experiment.spec.device).type

@@ -59,7 +59,7 @@ def show(setting: Mapping[str, Any], counts: Sequence[Count], form: str) -> str:
                    "Bytes kept after each task:", _growth([list(map(size, c.bytes)) for c in counts], counts, form)]
     notes = "\n".join(chain.from_iterable(
         [f"- {_text(f'{c.method}: {note}', form)}" for note in c.notes] for c in counts))
-    return "\n\n".join(filter(None, [*blocks, _table(headers, rows, form), _text(meaning, form), *growths, notes]))
+    return "\n\n".join(filter(None, [*blocks, table(headers, rows, form), _text(meaning, form), *growths, notes]))
 
 
 def as_json(count: Count, full: Count) -> dict[str, Any]:
@@ -119,10 +119,10 @@ def _growth(columns: Sequence[Sequence[str]], counts: Sequence[Count], form: str
     """Return a table with a row for each task and a column for each method."""
     tasks = max(map(len, columns))
     rows = [[str(t + 1), *(column[t] if t < len(column) else NONE for column in columns)] for t in range(tasks)]
-    return _table(["tasks", *(c.method for c in counts)], rows, form)
+    return table(["tasks", *(c.method for c in counts)], rows, form)
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
     """Return a table for the terminal or in markdown; the first column is text, the others numbers."""
     if form == "md":
         headers, rows = list(map(escape, headers)), [list(map(escape, row)) for row in rows]

@@ -184,7 +184,7 @@ def strategies_in_file(registry: Registry, path: Path) -> list[StrategyInfo]:
 def examine(text: str, info: StrategyInfo, options: dict[str, Any], device: torch.device) -> int:
     """Print the result of each check of a method on a device, and return 1 if a check failed."""
     from clbench.core.options import validate
-    from clbench.execution.progress import plural
+    from clbench.report.formatting import plural
     from clbench.testing import checks
 
     validate(info.options, options, info.name, "clbench methods")

@@ -172,10 +172,10 @@ def conclude(experiment: Experiment, quiet: bool, as_json: bool, opens: bool) ->
         opens: whether to open the report in a browser.
     """
     from clbench import report
-    from clbench.execution.progress import plural
     from clbench.execution.run import write_report
     from clbench.report.formats import json
     from clbench.report.formats.terminal import show
+    from clbench.report.formatting import plural
 
     results = experiment.results()
     paths = write_report(experiment)

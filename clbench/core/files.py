@@ -198,7 +198,7 @@ def lock(path: Path) -> Lock | None:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, poll: float = 0.1) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a path inside the block, after waiting until no other process holds it.
 
     If the file system has no locks, or the file cannot be created, the block runs without a lock. So the work inside
@@ -206,12 +206,11 @@ def hold_lock(path: Path, poll: float = 0.1) -> Iterator[None]:
 
     Args:
         path: path of the lock file, which exists only while the lock is held.
-        poll: seconds between attempts.
     """
     acquired = None
     with contextlib.suppress(NoLocks, OSError):
         while (acquired := lock(path)) is None:
-            time.sleep(poll)
+            time.sleep(0.1)
     try:
         yield
     finally:

@@ -112,7 +112,7 @@ def read_weights_info(path: Path) -> PretrainedInfo | None:
                         f"{message_of(error, 200)}") from None
 
 
-def parse_weights_info(values: Mapping[str, Any], licence: str = "", training_data: str = "") -> PretrainedInfo:
+def parse_weights_info(values: Mapping[str, Any], licence: str = "") -> PretrainedInfo:
     """Return the metadata that a mapping with timm's keys holds; see `read_weights_info`.
 
     Raises:
@@ -125,4 +125,4 @@ def parse_weights_info(values: Mapping[str, Any], licence: str = "", training_da
             mean=tuple(values["mean"]), std=tuple(values.get("std") or ()))
     side = values.get("input_size")
     return PretrainedInfo(int(side[-1]) if side else None, preprocessing, str(values.get("license") or licence),
-                          str(values.get("training_data") or training_data))
+                          str(values.get("training_data") or ""))

@@ -17,6 +17,7 @@ from clbench.execution.time_left import TimeLeft, is_comparable, kind_of
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.trial import PlannedTrial, Progress
 from clbench.experiment.workload import WorkEstimate
+from clbench.report.formatting import plural
 from clbench.results.records import Record
 
 EVERY = 30.0  # seconds without output after which a plain display prints the state of the run
@@ -293,8 +294,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a number with its noun, as in `1 worker` and `2 workers`."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")

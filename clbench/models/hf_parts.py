@@ -18,7 +18,7 @@ from clbench.core.errors import SpecError
 from clbench.core.tokens import DTYPE, NO_TOKEN, present
 from clbench.models.builtin import Pooling
 from clbench.models.hf_files import folder_of, inner, package
-from clbench.models.network import Network, Ports
+from clbench.models.network import Network, Ports, TransformerBlock
 
 TOLERANCE = 1e-4  # relative to the largest value, or absolute if this is smaller than 1
 RATES = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # ends of the names of dropout rates in configurations
@@ -222,14 +222,8 @@ class Embedding(nn.Module):
         return cast(Tensor, self.embeddings_project(tokens)) * token_mask.unsqueeze(-1)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(TransformerBlock):
     """A layer of an encoder, whose attention ignores padding."""
-
-    def __init__(self, unit: nn.Module, width: int) -> None:
-        """Store the library's layer."""
-        super().__init__()
-        self.unit = unit
-        self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the layer's output [N, L, D] for tokens [N, L, D]."""
@@ -253,15 +247,13 @@ class Tokens(nn.Module):
         return cast(Tensor, self.embed_tokens(x.masked_fill(~token_mask, 0).long())) * token_mask.unsqueeze(-1)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(TransformerBlock):
     """A layer of a decoder like Llama, with causal attention and rotary position embeddings."""
 
     def __init__(self, unit: nn.Module, rotary: nn.Module, width: int) -> None:
         """Store the library's layer, and a copy of the rotary position embedding, which has no weights."""
-        super().__init__()
-        self.unit = unit
+        super().__init__(unit, width)
         self.rotary = copy.deepcopy(rotary)  # `functional_call` does not restore buffers of a module with two names
-        self.ports = Ports(width, width, tokens=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the layer's output [N, L, D] for tokens [N, L, D]."""

@@ -18,7 +18,7 @@ from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import NONE, clean, join_names
-from clbench.report.model import Cell, Column, FileFormat, Row, Table
+from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.audit import Audit, AuditedFile, Comparison, DialPoint, unchanged_reach
 
 if TYPE_CHECKING:
@@ -238,10 +238,10 @@ def page(audit: Audit, svg: bytes) -> str:
                        settings=audit.settings)
 
 
-def encode_dial(audit: Audit, file_format: FileFormat = "svg") -> bytes:
-    """Return the figure as the content of a file; the same numbers give the same bytes."""
+def encode_dial(audit: Audit) -> bytes:
+    """Return the figure as the content of an SVG file; the same numbers give the same bytes."""
     with style.styled():
-        return style.encode_figure(draw_dial(audit), DIAL_TITLE, file_format)
+        return style.encode_figure(draw_dial(audit), DIAL_TITLE, "svg")
 
 
 def draw_dial(audit: Audit) -> Figure:

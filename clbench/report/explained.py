@@ -20,7 +20,7 @@ from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
 from clbench.report.formatting import clean, difference_unit, interval, number, unit_suffix
-from clbench.report.model import UNIT_SUFFIX, Cell, Column, FileFormat, Row, Table, Unit
+from clbench.report.model import UNIT_SUFFIX, Cell, Column, Row, Table, Unit
 from clbench.results.attribution import ENOUGH_PAIRS, Attribution, Estimate, estimate_mean
 from clbench.results.records import Record
 
@@ -48,10 +48,10 @@ def alt(explanation: Explanation) -> str:
     return f"Waterfall from {a} in A to {b} in B: {parts}."
 
 
-def draw_waterfall(explanation: Explanation, file_format: FileFormat) -> bytes:
-    """Return the waterfall as the content of a file; the same numbers give the same bytes."""
+def draw_waterfall(explanation: Explanation) -> bytes:
+    """Return the waterfall as the content of an SVG file; the same numbers give the same bytes."""
     with style.styled():
-        return style.encode_figure(draw(explanation), TITLE, file_format)
+        return style.encode_figure(draw(explanation), TITLE, "svg")
 
 
 def draw(explanation: Explanation) -> Figure:
@@ -261,7 +261,7 @@ def remarks(explanation: Explanation) -> list[str]:
 
 def files(explanation: Explanation) -> dict[str, str | bytes]:
     """Return the contents of explain.md, explain.html and the waterfall, by their paths."""
-    svg = draw_waterfall(explanation, "svg")
+    svg = draw_waterfall(explanation)
     return {"explain.md": markdown(explanation), "explain.html": page(explanation, svg), FIGURE: svg}
 
 

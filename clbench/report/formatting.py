@@ -136,6 +136,11 @@ def signed(value: float, unit: Unit) -> str:
     return "+0.0" if text == "-0.0" else text
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun, as in `1 worker` and `2 workers`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 MANY = 12  # names in a sentence; a longer list is cut
 
 

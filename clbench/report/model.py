@@ -5,13 +5,13 @@ Texts are single lines of printable characters. They are not escaped, because ea
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clbench.core.objective import ACCURACY, Metric
+from clbench.core.renamed import Renamed
 from clbench.results.curve import Curve
 
 if TYPE_CHECKING:
@@ -235,10 +235,7 @@ class Section:
         """Return the title of the matrices."""
         return f"{self.metric.heading} on every task after each task ({self.metric.label} matrix R)"
 
-    @property
-    def pictures(self) -> tuple[FigureData, ...]:
-        """Return `figures` under its old name."""
-        return _old_pictures("Section", self.figures)
+    pictures = Renamed("figures")  # until 0.3
 
 
 @dataclass(frozen=True)
@@ -263,15 +260,6 @@ class Report:
         results = chain.from_iterable(section.results for section in self.sections)
         return list(dict.fromkeys((r.strategy, r.reference) for r in results))
 
-    @property
-    def pictures(self) -> tuple[FigureData, ...]:
-        """Return `figures` under its old name."""
-        return _old_pictures("Report", self.figures)
-
-
-def _old_pictures(owner: str, figures: tuple[FigureData, ...]) -> tuple[FigureData, ...]:
-    warnings.warn(f"{owner}.pictures is {owner}.figures now; the old name is to be removed in clbench 0.3",
-                  DeprecationWarning, stacklevel=3)
-    return figures
+    pictures = Renamed("figures")  # until 0.3
 
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from clbench.report.analysis.headline import LEADS
-from clbench.report.formatting import clean
+from clbench.report.formatting import clean, plural
 from clbench.report.model import Cell, Column, Row, Section, Table
 from clbench.report.tables import build
 from clbench.results.records import Record, select_metric
@@ -33,13 +33,9 @@ def describe_records(records: Sequence[Record]) -> str:
     suffix = f" and {len(methods) - _NAMES} more" if len(methods) > _NAMES else ""
     scenarios = list(dict.fromkeys(r.trial.scenario for r in records))
     seeds, unfinished = len({r.trial.seed for r in records}), sum(r.status != "done" for r in records)
-    return (f"Results({len(records)} {_plural('record', len(records))}: {', '.join(methods[:_NAMES])}{suffix}; "
+    return (f"Results({plural(len(records), 'record')}: {', '.join(methods[:_NAMES])}{suffix}; "
             f"{', '.join(dict.fromkeys(r.trial.benchmark.name for r in records))}, scenario {', '.join(scenarios)}, "
-            f"{seeds} {_plural('seed', seeds)}{f'; {unfinished} without a result' if unfinished else ''})")
-
-
-def _plural(noun: str, number: int) -> str:
-    return noun if number == 1 else f"{noun}s"
+            f"{plural(seeds, 'seed')}{f'; {unfinished} without a result' if unfinished else ''})")
 
 
 def html(records: Sequence[Record]) -> str:
@@ -65,7 +61,7 @@ def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
     lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f"<details><summary>{len(notes)} {_plural('note', len(notes))}</summary><ul>{lines}</ul></details>"
+    return f"<details><summary>{plural(len(notes), 'note')}</summary><ul>{lines}</ul></details>"
 
 
 def _table(table: Table) -> str:

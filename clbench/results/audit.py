@@ -217,9 +217,9 @@ def score_z(gained: int, lost: int, items: int, difference: float) -> float:
     return excess / math.sqrt(variance)
 
 
-def score_interval(gained: int, lost: int, items: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the ends of the interval of the difference of the proportions, second minus first."""
-    limit = NormalDist().inv_cdf((1 + level) / 2)
+def score_interval(gained: int, lost: int, items: int) -> tuple[float, float]:
+    """Return the ends of the 95% interval of the difference of the proportions, second minus first."""
+    limit = NormalDist().inv_cdf((1 + LEVEL) / 2)
     mean = (gained - lost) / items
 
     def end(outer: float) -> float:

@@ -29,6 +29,7 @@ from clbench.strategy.base import Strategy
 from clbench.strategy.gaussians import ITEMS
 from clbench.strategy.per_sample_gradients import evaluating
 
+Criterion = Literal["inputs", "moment"]
 CHUNK = 64  # samples per forward pass when inputs are collected
 ROUNDING = 32  # energies smaller than this multiple of epsilon times the total count as rounding errors
 
@@ -132,7 +133,7 @@ def residual(moment: Tensor, projector: Tensor) -> Tensor:
 
 
 def grown(moment: Tensor, projector: Tensor, threshold: float,
-          criterion: Literal["inputs", "moment"] = "inputs") -> Tensor:
+          criterion: Criterion = "inputs") -> Tensor:
     """Return the projector [d, d] onto a subspace, extended by the fewest directions that reach a share of the energy.
 
     `inputs` is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >=
@@ -148,11 +149,7 @@ def grown(moment: Tensor, projector: Tensor, threshold: float,
         threshold: share of the energy, in (0, 1].
         criterion: the definition of energy, see above.
     """
-    matrix, floor = moment.double(), rounding(moment)
-    if criterion == "moment":
-        matrix = matrix @ matrix
-        floor = torch.maximum(floor**2, rounding(matrix))
-    values, vectors = directions(residual(matrix, projector))
+    matrix, floor, values, vectors = free_directions(moment, projector, criterion)
     total = matrix.trace()
     energy = total - values.sum() + values.cumsum(0) - values  # before each direction is added
     needed = energy < threshold * total
@@ -162,6 +159,19 @@ def grown(moment: Tensor, projector: Tensor, threshold: float,
         needed[0] |= is_empty
     new_directions = vectors * (needed & (values > floor))
     return projector.double() + new_directions @ new_directions.T
+
+
+def free_directions(moment: Tensor, projector: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return C or C^2 (`criterion`) [d, d] and its smallest energy that is not rounding, both in float64.
+
+    Also return the energies [d] and directions [d, d] of this matrix outside the subspace of a projector P [d, d].
+    """
+    matrix, floor = moment.double(), rounding(moment)
+    if criterion == "moment":
+        matrix = matrix @ matrix
+        floor = torch.maximum(floor**2, rounding(matrix))
+    values, vectors = directions(residual(matrix, projector))
+    return matrix, floor, values, vectors
 
 
 def packed(projector: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from clbench.strategy.common_options import InferOptions
 
 
 class ACLOptions(InferOptions):
-    """Options of `acl`; the weights are the authors' for Split-CIFAR-100. Theirs for Split-MNIST have
-    no orthogonality.
+    """Options of `acl`; the weights are the authors' for Split-CIFAR-100.
+
+    Theirs for Split-MNIST have no orthogonality.
     """
 
     adversarial: Scalar = Field(0.05, ge=0, description="factor of the task discriminator's gradient, which enters the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -23,10 +24,8 @@ class BiCOptions(FixedOutputsOptions, ExemplarOptions):
     correction_lr: float = Field(0.1, gt=0, description="learning rate of the correction's two parameters, instead of "
                                  "the configured learning rate; their scale does not depend on the network")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `seen`: labels compete among all classes so far, which causes the bias that is corrected."""
-        return "seen"
+    # Labels compete among all classes so far, which causes the bias that is corrected.
+    fixed_outputs: ClassVar[Outputs] = "seen"
 
 
 @hookimpl

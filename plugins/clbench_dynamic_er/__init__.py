@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -21,10 +21,7 @@ class DynamicEROptions(FixedOutputsOptions, ExemplarOptions):
     align_weights: bool = Field(True, description="after each task, rescale the head's weights of new classes so that "
                                 "their mean norm equals the mean norm of old classes (PyCIL)")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `seen`: labels compete among all classes so far."""
-        return "seen"
+    fixed_outputs: ClassVar[Outputs] = "seen"  # labels compete among all classes so far
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,10 +47,7 @@ class EASEOptions(FixedOutputsOptions, StartOptions):
         "combined. later: the classes of this task and of all later tasks (the authors' code); next: the classes of "
         "this task only (the paper, as we read it)")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `own`: each adapter is trained on its task's classes."""
-        return "own"
+    fixed_outputs: ClassVar[Outputs] = "own"  # each adapter is trained on its task's classes
 
 
 class LAEOptions(OutputsOptions, StartOptions):

@@ -22,10 +22,7 @@ class ERACEOptions(FixedOutputsOptions, ReplayOptions):
         "linear", description="kind of head. linear: the model's linear head; cosine: 10 times the cosine similarity "
         "of features and weights, without bias, as in the authors' code")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `own`: new samples compete among the classes of their batch."""
-        return "own"
+    fixed_outputs: ClassVar[Outputs] = "own"  # new samples compete among the classes of their batch
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -16,10 +17,7 @@ class GDumbOptions(FixedOutputsOptions):
 
     capacity: int = Field(200, ge=1, description="buffer size: number of stored samples of all classes together")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `seen`: there are no new samples, only a memory of all classes so far."""
-        return "seen"
+    fixed_outputs: ClassVar[Outputs] = "seen"  # there are no new samples, only a memory of all classes so far
 
 
 @hookimpl

@@ -20,10 +20,7 @@ class ICaRLOptions(FixedOutputsOptions, ExemplarOptions):
     temperature: Scalar = Field(1.0, gt=0, description="T: divisor of the old network's outputs before the sigmoid "
                                 "turns them into targets; 1 in the paper, 2 in van de Ven's code")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `seen`: each output of a class so far has a target of its own."""
-        return "seen"
+    fixed_outputs: ClassVar[Outputs] = "seen"  # each output of a class so far has a target of its own
 
 
 @hookimpl

@@ -38,12 +38,11 @@ from torch import Tensor, nn
 
 from clbench import Network, Samples, StreamInfo, Task
 from clbench.strategy.regularization import slot
-from clbench.strategy.subspace import grown, packed, unpacked
+from clbench.strategy.subspace import Criterion, free_directions, grown, packed, unpacked
 from clbench_lora import InfLoRAOptions
 from clbench_lora.joined_heads import JoinedHeadsLoRA
 from clbench_lora.layers import LoRALayer
 from clbench_lora.shared_adapters import adapter_moments
-from clbench_lora.subspace import design
 
 
 class InfLoRA(JoinedHeadsLoRA):
@@ -94,3 +93,21 @@ class InfLoRA(JoinedHeadsLoRA):
     def moments(self, samples: Samples) -> dict[str, Tensor]:
         """Return the uncentered second moment [d, d] of each adapted layer's inputs over raw samples, by layer."""
         return adapter_moments(self, samples, self.model.features)
+
+
+def design(moment: Tensor, projector: Tensor, rank: int, of: Criterion = "inputs") -> Tensor:
+    """Return the A [rank, d] of a new task: the strongest directions of its inputs outside the stored subspace.
+
+    With the inputs X [d, N] and C = X X^T these are the left singular vectors of X - PX, or of C - PC.
+
+    The rows are orthonormal. If fewer than `rank` directions are left, the remaining rows are 0, because nothing more
+    can be learned without interference.
+
+    Args:
+        moment: second moment C of the new task's inputs [d, d].
+        projector: P of the stored subspace [d, d].
+        rank: at most d.
+        of: take the directions of the inputs X (`inputs`) or of their second moment C (`moment`).
+    """
+    _, floor, values, vectors = free_directions(moment, projector, of)
+    return (vectors * (values > floor))[:, :rank].T.to(moment.dtype)

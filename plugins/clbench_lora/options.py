@@ -295,7 +295,4 @@ class EWCLoRAOptions(OutputsOptions, AlignOptions, SummedOptions):
 class LoRAMeanOptions(FixedOutputsOptions, SummedOptions):
     """Options of `lora-mean`."""
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `own`: each task trains its own head, which has only the task's classes."""
-        return "own"
+    fixed_outputs: ClassVar[Outputs] = "own"  # each task trains its own head, which has only the task's classes

@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
+from clbench.cli.params import table
 from clbench.core.errors import StoreError
 from clbench.report.figures import style
 from clbench.report.formats.markdown import escape
@@ -40,9 +39,9 @@ def show(spectra: Sequence[Spectrum], form: str) -> str:
         heading = f"{s.label}: {s.setting}"
         blocks += [f"## {escape(heading)}" if form == "md" else heading]
         ranks = ["layer", "weight", "full rank", *(f"rank for {share:.0%}" for share in SHARES)]
-        blocks += [_table(ranks, [_layer_row(s.of(layer)) for layer in s.layers], form), MEANING]
+        blocks += [table(ranks, [_layer_row(s.of(layer)) for layer in s.layers], form), MEANING]
         blocks += [MEANING_OF_PARTS] if s.layers != s.finest else []
-        blocks += [_table(["method", "rank", "energy (%)", "ACC (%)", "seeds"], list(map(_reached_row, s.reached)),
+        blocks += [table(["method", "rank", "energy (%)", "ACC (%)", "seeds"], list(map(_reached_row, s.reached)),
                           form), MEANING_OF_ACC]
         blocks += [escape(note) if form == "md" else note for note in s.notes]
     return "\n\n".join(blocks)
@@ -68,13 +67,6 @@ def _reached_row(r: Reached) -> list[str]:
     rank = "full" if r.method == "independent" else NONE if r.rank is None else str(r.rank)
     return [r.label, rank, NONE if r.energy is None else number(r.energy, "percent"),
             interval(r.accuracy.mean, r.accuracy.half_width, "percent"), str(r.accuracy.n)]
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
-    if form == "md":
-        headers, rows = list(map(escape, headers)), [list(map(escape, row)) for row in rows]
-    return tabulate(rows, headers, tablefmt="pipe" if form == "md" else "simple", disable_numparse=True,
-                    colalign=("left", *["right"] * (len(headers) - 1)))
 
 
 def _as_json(s: Spectrum) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,10 +32,7 @@ class LUCIROptions(FixedOutputsOptions, ExemplarOptions):
     last_relu: Literal["remove", "keep"] = Field("remove", description="the last ReLU before the head. remove: "
                                                  "features have both signs; keep: features are not negative")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `seen`: labels compete among all classes so far."""
-        return "seen"
+    fixed_outputs: ClassVar[Outputs] = "seen"  # labels compete among all classes so far
 
 
 @hookimpl

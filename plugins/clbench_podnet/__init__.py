@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,10 +39,7 @@ class PODNetOptions(FixedOutputsOptions, ExemplarOptions):
     finetune_rate: Annotated[float, OnlyWith("finetune_steps")] = Field(
         0.5, gt=0, description="learning rate during finetune_steps, as a multiple of the configured learning rate")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `seen`: labels compete among all classes so far."""
-        return "seen"
+    fixed_outputs: ClassVar[Outputs] = "seen"  # labels compete among all classes so far
 
 
 @hookimpl

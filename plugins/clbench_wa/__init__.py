@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -18,10 +19,8 @@ class WAOptions(FixedOutputsOptions, ExemplarOptions):
     clip: bool = Field(True, description="set negative weights of the head to 0 after every step (the paper; reference "
                        "codes do not)")
 
-    @property
-    def fixed_outputs(self) -> Outputs:
-        """Return `seen`: labels compete among all classes so far, which causes the bias that WA corrects."""
-        return "seen"
+    # Labels compete among all classes so far, which causes the bias that WA corrects.
+    fixed_outputs: ClassVar[Outputs] = "seen"
 
 
 @hookimpl

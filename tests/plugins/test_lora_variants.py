@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from clbench_lora import InfLoRAOptions, OLoRAOptions, SeqLoRAOptions
-from clbench_lora.inflora import InfLoRA
+from clbench_lora.inflora import InfLoRA, design
 from clbench_lora.olora import OLoRA
 from clbench_lora.seq import SeqLoRA
-from clbench_lora.subspace import design
 from helpers.per_task import (
     IMAGE,
     answer,

@@ -68,7 +68,7 @@ def test_bars_of_the_waterfall_go_from_a_to_b():
     assert bars[0][0] == pytest.approx(found.attribution.a.mean)
     assert bars[-1][1] == pytest.approx(found.attribution.b.mean)
     assert [end for _, end in bars[:-1]] == pytest.approx([start for start, _ in bars[1:]])
-    assert explained.draw_waterfall(found, "svg") == explained.draw_waterfall(found, "svg")
+    assert explained.draw_waterfall(found) == explained.draw_waterfall(found)
 
 
 def test_the_axis_says_its_unit_and_whether_lower_is_better():
