@@ -25,7 +25,7 @@ Look up every command and option. `clbench COMMAND --help` prints the same.
 | --- | --- |
 | 0 | everything succeeded |
 | 1 | a trial failed or diverged, a dry run failed, a number was not reproduced, two runs differ, a check failed, no \
-method meets the constraints, data are missing, or something is lost (`--fail-on lost`) |
+method meets the constraints, data are missing (`clbench data`), or something is lost (`--fail-on lost`) |
 | 2 | the input is wrong; a line for each mistake |
 | 130 | interrupted by Ctrl-C or SIGTERM |"""
 METHODS = """\

@@ -75,7 +75,8 @@ def load_model(folder: Path, device: torch.device) -> Any:
     if getattr(model, "is_quantized", False):
         raise DataError(f"{folder}: the model is quantized, and clbench scores in float32; name the model before its "
                         "quantization, with --any-base if an adapter names another one")
-    return model.float().to(device).eval()
+    # With frozen weights, autocast keeps no copies of them in the other precision.
+    return model.float().to(device).eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
