@@ -56,7 +56,8 @@ def read(folder: Path, rows: tuple[str, ...], seeds: range) -> Accuracies:
             found[row[0], GIVEN][seed] = 100 * np.mean(np.divide(errors["given"], errors["samples"]))
         settings[row].add(json.dumps({**trial, "seed": None}, sort_keys=True))
         shared_settings.add(json.dumps({**trial, **dict.fromkeys(OWN_PARTS)}, sort_keys=True))
-        streams[trial["scenario"], seed].add(record["stream"]["fingerprint"])
+        if record["stream"]:  # none if the trial failed before
+            streams[trial["scenario"], seed].add(record["stream"]["fingerprint"])
         commits.add(str(record["provenance"]["git"]))
     problems = [f"{row}, scenario {scenario}: {len(found[row, scenario])} of {len(seeds)} seeds"
                 for row in rows for scenario in scenarios_of(row) if sorted(found[row, scenario]) != list(seeds)]

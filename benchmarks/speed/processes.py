@@ -68,6 +68,14 @@ def pin(cores: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
+def write(folder: Path, name: str, text: str, found: Mapping[str, Any]) -> None:
+    """Write a report as NAME.md and its measurements as NAME.json, and print the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(text)
+
+
 def main() -> None:
     """Answer the request on standard input. `ask` starts this in the new process."""
     import importlib
@@ -81,11 +89,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def write(folder: Path, name: str, text: str, found: Mapping[str, Any]) -> None:
-    """Write a report as NAME.md and its measurements as NAME.json, and print the report."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text)
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(text)

@@ -124,10 +124,10 @@ def _parameter_type(name: str) -> click.ParamType[Any] | None:
 
 def execution_options(without: Collection[str] = ()) -> Decorator:
     """Add options for the fields of `ExecutionSettings` to a command, except for some. `read_spec` takes the values."""
-    return adding([execution_option(name) for name in ExecutionSettings.model_fields if name not in without])
+    return option_decorator([execution_option(name) for name in ExecutionSettings.model_fields if name not in without])
 
 
-def adding(options: Sequence[Decorator]) -> Decorator:
+def option_decorator(options: Sequence[Decorator]) -> Decorator:
     """Return a decorator that adds options to a command, in this order."""
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -258,8 +258,8 @@ ARRIVAL = (
 )
 
 
-arrival_options = adding(ARRIVAL)
-recipe_options = adding(RECIPE)  # and the device
+arrival_options = option_decorator(ARRIVAL)
+recipe_options = option_decorator(RECIPE)  # and the device
 
 
 def changed_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Audit what adapters and models have forgotten: score the base and each model on files, and compare the scores.
+"""Audit what adapters and models have forgotten: score them and the base on files, and compare the scores.
 
 The scores of a model on a file are written to the output folder as soon as they are computed, and then reused. Their
 file name is a hash of the model's files and of the tokens that are scored.
@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -106,6 +106,8 @@ class Auditor:
         self.reference = self._find_reference()
         self.candidates = [candidate for candidate in find_candidates(request.models)
                            if self.reference is None or candidate.folder.resolve() != self.reference.folder.resolve()]
+        if self.reference and self.reference.label in ("model", *(candidate.label for candidate in self.candidates)):
+            self.reference = replace(self.reference, label=str(self.reference.folder.resolve()))
         if request.models and not self.candidates:
             raise SpecError(f"--compare-with {request.compare_with}: name a second adapter or model to compare it with")
         self.length = self._fitting_length()
@@ -115,6 +117,7 @@ class Auditor:
             self._check_dial()
         self.files = list(self._read())
         self.score_files = ScoreFiles(request.out)
+        self._whole: tuple[Path, Any] | None = None  # a model that is no adapter, and its folder
         self.stored: list[tuple[str, str, str]] = []  # model, file and path of each file of scores
 
     @cached_property
@@ -136,6 +139,7 @@ class Auditor:
         if self.request.scales:
             raise SpecError("--scale compares with the base; leave --compare-with out")
         candidates = find_candidates([path])
+        candidates = [c for c in candidates if c.folder == path] or candidates  # not the checkpoints in its folder
         if len(candidates) != 1:
             raise SpecError(f"--compare-with takes one adapter or model, and {path} has {len(candidates)}: "
                             + ", ".join(str(candidate.folder) for candidate in candidates))
@@ -236,11 +240,16 @@ class Auditor:
     @contextmanager
     def _load(self, candidate: Candidate | None, scale: float) -> Iterator[Any]:
         """Load the base (None), a model, or an adapter whose update is multiplied by a scale."""
+        if candidate is not None and candidate.kind == "model":
+            if self._whole is None or self._whole[0] != candidate.folder:
+                self._whole = None
+                self.base.release()  # memory may not suffice for both
+                self._whole = candidate.folder, load_model(candidate.folder, self.device)
+            yield self._whole[1]
+            return
+        self._whole = None
         if candidate is None:
             yield self.base.model
-        elif candidate.kind == "model":
-            self.base.release()  # memory may not suffice for both
-            yield load_model(candidate.folder, self.device)
         else:
             with self.base.adapted(candidate) as model:
                 if scale != 1:
@@ -252,7 +261,7 @@ class Auditor:
         """Return the scores of the base (None) or a candidate on all files. It is loaded only if scores are missing."""
         hashes = [self.hashes[self.base.folder], *([self.hashes[candidate.folder]] if candidate else []),
                   *([f"{scale!r}"] if scale != 1 else [])]
-        names = {file.name: self.score_files.name(hashes, file.tokens_hash, precision) for file in self.files}
+        names = {file.name: self.score_files.path_of(hashes, file.tokens_hash, precision) for file in self.files}
         scores_by_file = {file: self.score_files.read(path) for file, path in names.items()}
         missing = [file for file in self.files if scores_by_file[file.name] is None]
         if missing:

@@ -136,9 +136,12 @@ def choose(tried: Sequence[Tried]) -> Tried:
 
 
 def _rates(tried: Tried) -> tuple[Any, ...]:
-    """Return the learning rates by which ties are decided. A head rate of `none` means that of the backbone."""
-    rate, head_rate = (tried.options.get(name, 0) for name in RATES)
-    return rate, rate if head_rate == "none" else head_rate
+    """Return the learning rates by which ties are decided.
+
+    A head rate of `none` means that of the backbone. If the latter is not searched, `none` counts as the highest rate.
+    """
+    rate, head_rate = (tried.options.get(name) for name in RATES)
+    return rate or 0, (rate or inf) if head_rate == "none" else head_rate or 0
 
 
 def _ties(tried: Tried, best: Tried) -> bool:

@@ -27,7 +27,7 @@ class ScoreFiles:
 
     folder: Path | None
 
-    def name(self, hashes: Iterable[str], tokens_hash: str, precision: Precision) -> str:
+    def path_of(self, hashes: Iterable[str], tokens_hash: str, precision: Precision) -> str:
         """Return the path, within the output folder, of the scores of a model on the tokens of a file.
 
         Args:
@@ -38,21 +38,21 @@ class ScoreFiles:
         key = sha256(json.dumps([FORMAT, *hashes, tokens_hash, precision]).encode()).hexdigest()[:32]
         return f"{SCORES}/{key}.npz"
 
-    def read(self, name: str) -> FileScores | None:
+    def read(self, path: str) -> FileScores | None:
         """Return scores, or None if they are not there.
 
         Raises:
             StoreError: the file is broken.
         """
-        if self.folder is None or not (path := self.folder / name).is_file():
+        if self.folder is None or not (file := self.folder / path).is_file():
             return None
         try:
-            with np.load(path) as arrays:
+            with np.load(file) as arrays:
                 return FileScores(tuple(arrays["nll"].tolist()), tuple(arrays["exact"].tolist()))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise StoreError(f"{path} cannot be read ({error}); delete it, and it is computed again") from error
+            raise StoreError(f"{file} cannot be read ({error}); delete it, and it is computed again") from error
 
-    def write(self, name: str, scores: FileScores) -> None:
+    def write(self, path: str, scores: FileScores) -> None:
         """Write scores.
 
         Raises:
@@ -60,10 +60,10 @@ class ScoreFiles:
         """
         if self.folder is None:
             return
-        content, path = io.BytesIO(), self.folder / name
+        content, file = io.BytesIO(), self.folder / path
         np.savez_compressed(content, nll=np.array(scores.nll), exact=np.array(scores.exact, dtype=bool))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content.getvalue())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, content.getvalue())
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+            raise StoreError(f"cannot write {file}: {error.strerror or error}") from error

@@ -185,7 +185,8 @@ def find_candidates(spec: Spec, method: MethodSpec, scenario: Scenario,
                     options: opt.Options) -> list[tuple[Search, Tried]]:
     """Return the candidates of all searches of a row in a scenario, each with its search; `options` are the row's."""
     candidates: list[tuple[Search, Tried]] = []
-    by_label = any(method.label in search.space for search in spec.tuning)  # it has searches of its own
+    own_searches = (t for search in spec.tuning for t in search.tried if t.method == method.label)
+    by_label = any(t.scenario == scenario for t in own_searches)
     for search in spec.tuning:
         for name, space in search.space.items():
             if name == (method.label if by_label else opt.label(method.name, options, never=space)):

@@ -22,6 +22,7 @@ from pydantic import (
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError, guess, unknown
 from clbench.core.options import OWN_RECIPE, Strict, format_value, parse_named, quote, recipe_options
+from clbench.core.registry import installed
 from clbench.core.scenario import Scenario
 from clbench.core.seeds import numbered
 from clbench.experiment.arrival import Arrival, settle
@@ -276,14 +277,14 @@ def _explain(item: Any) -> str:
         if key != loc[-1] and key in part.model_fields:
             return f"{key_path}: it is called {key} here"
         if part in (Named, MethodSpec) and not guess(loc[-1], part.model_fields):
-            in_recipe = part is MethodSpec and key in Recipe.model_fields
+            in_recipe = part is MethodSpec and key in Recipe.model_fields and not any(
+                loc[-1] in info.options.model_fields for info in installed().strategies.values())
             place, name = ("recipe", key) if in_recipe else ("options", loc[-1])
-            written = json.dumps(value) if isinstance(value, str | list) else format_value(value)
-            return f"{key_path}: write it under {place}, as in {place} = {{{name} = {written}}}"
+            text = json.dumps(value, default=str) if isinstance(value, str | list) else format_value(value)
+            return f"{key_path}: write it under {place}, as in {place} = {{{name} = {text}}}"
         return f"{key_path}: " + unknown("key", loc[-1], part.model_fields, "docs/toml-keys.md")
     if item["type"] == "missing":
-        example = ', as in methods = ["lora", "ewc"]' if key_path == "methods" else ""
-        return f"{key_path}: this key is missing: add it{example}"
+        return f"{key_path}: this key is missing: add it" + ', as in methods = ["lora", "ewc"]' * (loc == ["methods"])
     if item["type"] in EXPECTED:
         tagless = ".".join(part for part in loc if part not in ("range", "values"))
         text_form = {"benchmark": "a name or ", "model": "a name or ", "methods": "a name or ", "tune": "a list or "}

@@ -125,6 +125,10 @@ def _drop_strays(methods: Sequence[MethodSpec], registry: Registry, problems: li
             problems.append(f"{remaining[i].name}:{written}: a comma begins the next method; a row for each value is "
                             f"--set '{remaining[i].name}.{option}=[{values}]'")
             continue
+        if kinds == [tuple]:
+            problems.append(f"{remaining[i].name}:{written}: a comma begins the next method; a list of values is "
+                            f"{option}={'+'.join([format_value(first_value), *stray_names])}")
+            continue
         if kinds == [list]:
             as_list = f"; a list of them is {option}={'+'.join([format_value(first_value), *stray_names])}"
         problems.append(f"{remaining[i].name}:{written}: a comma begins the next method; a row for each value is "
@@ -147,5 +151,7 @@ def _is_another_value(text: str, method: MethodSpec, option: str, registry: Regi
     if kinds == [str]:  # free text, in which only `last:2` after `last:1` is surely no method
         word, colon, _ = text.partition(":")
         return bool(colon) and str(method.given[option]).startswith(word + colon)
+    if kinds == [tuple]:
+        return not isinstance(parse_value(text), str)
     named = text in kinds or (text == "none" and type(None) in kinds)
     return bool(kinds) and _split_on_commas(kinds) and (named or not isinstance(parse_value(text), str))

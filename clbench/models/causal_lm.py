@@ -65,7 +65,7 @@ def load_model(folder: Path, device: torch.device) -> Any:
     """Return a causal language model in float32.
 
     Raises:
-        DataError: it cannot be loaded, or weights are missing.
+        DataError: it cannot be loaded, weights are missing, or it is quantized.
     """
     with _explain_errors(folder, "the model"):
         model, info = package("transformers").AutoModelForCausalLM.from_pretrained(

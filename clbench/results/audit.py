@@ -1,12 +1,12 @@
 """The losses of a fine-tuned language model: paired differences to its base, with intervals and verdicts.
 
-A comparison is one metric of one file under one model, compared with the base. It is *lost* if the 95% interval of the
-difference lies beyond the margin in the bad direction, and the test of this stays significant after Holm's correction
-over all comparisons of the audit. It is *kept* if the interval ends within the margin, or on the better side of it.
-Otherwise it is *inconclusive*.
+A comparison is one metric of one file under one model, compared with the base or with another model in its place. It is
+*lost* if the 95% interval of the difference lies beyond the margin in the bad direction, and the test of this stays
+significant after Holm's correction over all comparisons of the audit. It is *kept* if the interval ends within the
+margin, or on the better side of it. Otherwise it is *inconclusive*.
 
 The margin is the smallest change that matters, or three times the noise floor if that is larger. The noise floor is how
-much the base's own value changes with another batch size and precision.
+much the value of the base, or of that other model, changes with another batch size and precision.
 
 The difference of two proportions of the same items has Tango's score test and interval (Tango 1998, Equivalence test
 and confidence interval for the difference in proportions for the paired-sample design, Statistics in Medicine 17). The
@@ -46,13 +46,13 @@ class FileScores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The values of a metric on a file under one model and under the base."""
+    """The values of a metric on a file under one model, and under what it is compared with."""
 
     model: str
     file: str
     metric: Metric
     items: int
-    base: float
+    base: float  # the value of what the model is compared with (`Audit.compared_with`)
     value: float
     difference: float  # value minus base
     low: float | None  # ends of the 95% interval of the difference; None with a single item

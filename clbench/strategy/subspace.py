@@ -149,7 +149,7 @@ def grown(moment: Tensor, projector: Tensor, threshold: float,
         threshold: share of the energy, in (0, 1].
         criterion: the definition of energy, see above.
     """
-    matrix, floor, values, vectors = free_directions(moment, projector, criterion)
+    matrix, floor, values, vectors = spectrum_outside(moment, projector, criterion)
     total = matrix.trace()
     energy = total - values.sum() + values.cumsum(0) - values  # before each direction is added
     needed = energy < threshold * total
@@ -161,7 +161,7 @@ def grown(moment: Tensor, projector: Tensor, threshold: float,
     return projector.double() + new_directions @ new_directions.T
 
 
-def free_directions(moment: Tensor, projector: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def spectrum_outside(moment: Tensor, projector: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return C or C^2 (`criterion`) [d, d] and its smallest energy that is not rounding, both in float64.
 
     Also return the energies [d] and directions [d, d] of this matrix outside the subspace of a projector P [d, d].

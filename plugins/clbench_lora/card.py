@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 
 
-def learned_tasks(source: TrialAdapters, task: int) -> str:
+def describe_learned_tasks(source: TrialAdapters, task: int) -> str:
     """Return what an adapter saved after a task was trained on: `task 3`, or `tasks 1 to 3` if the tasks share it."""
     is_shared = source.record.trial.method.name == "seq-lora"
     return f"tasks 1 to {task + 1}" if is_shared and task else f"task {task + 1}"
@@ -24,7 +24,7 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
     trial, info = source.record.trial, adapter.info
     origins = [source.origin(task) for task in (info.mixture if info.task is None else [info.task])]
     benchmark = origins[0].benchmark
-    learned = [learned_tasks(source, origin.task) for origin in origins]
+    learned = [describe_learned_tasks(source, origin.task) for origin in origins]
     subject = learned[0]
     if info.task is None:
         subject = "a weighted sum of adapters: " + ", ".join(

@@ -100,7 +100,7 @@ def show(run: Path, trial: str | None, task: int | None, plugins: tuple[Path, ..
 
     from clbench.report.formatting import number
     from clbench_lora.adapters import find, layer_summaries
-    from clbench_lora.card import learned_tasks
+    from clbench_lora.card import describe_learned_tasks
 
     source = find(run, trial, plugins)
     base = source.base()
@@ -115,7 +115,7 @@ def show(run: Path, trial: str | None, task: int | None, plugins: tuple[Path, ..
         names = source.stream.task_names
         content = f"classes {outputs(adapter)}" if adapter.has_head else \
             names[task_number] if names else "a language model"
-        learned = learned_tasks(source, task_number)
+        learned = describe_learned_tasks(source, task_number)
         if learned.startswith("tasks"):
             content = f"the last is {content}"
         click.echo(f"{learned}{origin_text}: {content}")

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from clbench import Network, Samples, StreamInfo, Task
 from clbench.strategy.regularization import slot
-from clbench.strategy.subspace import Criterion, free_directions, grown, packed, unpacked
+from clbench.strategy.subspace import Criterion, grown, packed, spectrum_outside, unpacked
 from clbench_lora import InfLoRAOptions
 from clbench_lora.joined_heads import JoinedHeadsLoRA
 from clbench_lora.layers import LoRALayer
@@ -109,5 +109,5 @@ def design(moment: Tensor, projector: Tensor, rank: int, of: Criterion = "inputs
         rank: at most d.
         of: take the directions of the inputs X (`inputs`) or of their second moment C (`moment`).
     """
-    _, floor, values, vectors = free_directions(moment, projector, of)
+    _, floor, values, vectors = spectrum_outside(moment, projector, of)
     return (vectors * (values > floor))[:, :rank].T.to(moment.dtype)

@@ -18,7 +18,7 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import read_items
 from clbench.execution import audit
-from clbench.models.causal_lm import Base
+from clbench.models.causal_lm import Base, load_model
 from clbench.models.hf_candidates import find_candidates
 from clbench.models.scoring import Scorer
 from clbench.report.audit import headline
@@ -113,6 +113,32 @@ def test_what_a_later_adapter_lost_of_an_earlier_one_is_compared_with_the_earlie
     assert "task1 compared with task0" in written and "Differences are model minus task0, with" in written
     assert "| file | items | metric | task0 | model |" in written and "kept: nll" not in out
     assert not any(line.startswith("base:") for line in err.splitlines())  # the base itself is not scored
+    code, _, err = call(capsys, folder, "base", "fresh", "--compare-with", tmp_path / "run", "--tasks", "new.jsonl")
+    assert code == 2 and "--compare-with takes one adapter or model, and" in err and "task0" in err and "task1" in err
+
+
+def test_the_final_adapter_of_a_training_with_checkpoints_can_be_compared_with(capsys, folder, tmp_path):
+    shutil.copytree(folder / "adapter", tmp_path / "fresh")
+    shutil.copytree(folder / "fresh", tmp_path / "fresh" / "checkpoint-10")
+    code, out, err = call(capsys, folder, "base", "fresh", "--compare-with", tmp_path / "fresh", "--tasks", "new.jsonl",
+                          "--json")
+    assert code == 0 and json.loads(out)["compared_with"] == str(tmp_path / "fresh"), err  # not two models named fresh
+    assert set(json.loads(out)["settings"]) >= {"fresh", str(tmp_path / "fresh")}
+
+
+def test_a_whole_model_that_others_are_compared_with_is_loaded_once(capsys, folder, monkeypatch):
+    loads = []
+    monkeypatch.setattr(audit, "load_model", lambda path, device: loads.append(path.name) or load(path).float().eval())
+    code, out, err = call(capsys, folder, "base", "fresh", "--compare-with", "merged", "--tasks", "new.jsonl", "--json")
+    assert code == 0 and loads == ["merged"], err
+    assert verdicts(out)["fresh", "new.jsonl", "nll"] == "lost"
+
+
+def test_a_quantized_model_is_refused(folder, monkeypatch):
+    transformers, _ = quiet()
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "is_quantized", True, raising=False)
+    with pytest.raises(DataError, match=r"the model is quantized.*name the model before its quantization"):
+        load_model(folder / "base", torch.device("cpu"))
 
 
 def test_margins_are_those_asked_for_and_at_least_three_floors(capsys, folder):

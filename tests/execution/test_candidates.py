@@ -48,6 +48,8 @@ def test_the_rate_of_the_backbone_comes_before_that_of_the_head_and_the_mean_las
     assert choose([tried(best, lr=3e-5, strength=1.0), e, f]) is f
     none, lower = tried(best, lr=1e-4, head_lr="none"), tried(near, lr=1e-4, head_lr=1e-5)  # none means 1e-4
     assert choose([none, lower]) is lower and choose([none, tried(near, lr=1e-4, head_lr=1e-3)]) is none
+    unknown, known = tried(best, head_lr="none"), tried(near, head_lr=1e-3)  # `none` may be any rate
+    assert choose([unknown, known]) is known
 
 
 def test_without_a_rate_the_best_mean_is_chosen():

@@ -116,3 +116,8 @@ def test_a_row_that_was_searched_twice_has_the_candidates_of_both(registry):
     own, other = planned(registry, methods=[labeled, "er:capacity=50"], seeds=1, benchmark="split-mnist-5k", tuning=[
         search("er", "capacity", [10, 50]), search("mine", "capacity", [10])])
     assert (own.searched.candidates, other.searched.candidates) == (1, 2)
+    elsewhere = search("mine", "capacity", [10])
+    elsewhere["tried"][0]["scenario"] = "class"
+    row, = planned(registry, methods=[labeled], seeds=1, benchmark="split-mnist-5k", tuning=[
+        search("er", "capacity", [10, 50]), elsewhere])
+    assert row.searched.candidates == 2  # in its own scenario, only the unlabeled row was searched

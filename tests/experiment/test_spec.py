@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from clbench.core.compat import tomllib
@@ -36,6 +37,8 @@ def test_all_mistakes_are_listed_with_their_place():
     ({"infer": "entropy"}, 'options = {infer = "entropy"}'),
     ({"targets": ["q", "v"]}, 'options = {targets = ["q", "v"]}'), ({"rank": 4}, "options = {rank = 4}"),
     ({"lr": 0.1}, "recipe = {lr = 0.1}"), ({"n_epochs": 3}, "recipe = {epochs = 3}"),
+    ({"decay": 0.99}, "options = {decay = 0.99}"),  # an option of lae as well
+    ({"rank": [np.int64(3)]}, 'options = {rank = ["3"]}'),
 ])
 def test_an_option_beside_the_name_is_told_its_table(method, advice):
     line, = mistakes({"methods": [{"name": "lora", **method}]})

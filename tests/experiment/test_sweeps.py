@@ -112,6 +112,12 @@ def test_values_in_the_list_of_methods_lead_to_set(registry, methods, sweep):
         assert line.endswith(f"a comma begins the next method; a row for each value is --set {sweep}")
 
 
+def test_milestones_with_a_comma_lead_to_a_plus(registry):
+    with pytest.raises(SpecError, match=r"recipe\.milestones=0\.5,0\.8: a comma begins the next method; a list of "
+                       r"values is recipe\.milestones=0\.5\+0\.8"):
+        labels(registry, "ewc:recipe.schedule=steps:recipe.milestones=0.5,0.8")
+
+
 def test_after_an_option_and_a_recipe_the_advice_names_neither(registry):
     with pytest.raises(SpecError, match=r"lora: a comma begins the next method, so 0\.2 is no further value; a row for "
                        r"each value is --set lora\.OPTION=VALUE,VALUE"):

@@ -45,6 +45,7 @@ def save_model(folder, kind, seed=0):
         "llama": lambda: transformers.LlamaConfig(**small, num_key_value_heads=1),
         "mistral": lambda: transformers.MistralConfig(**small, num_key_value_heads=1, sliding_window=10),
         "nomic": lambda: transformers.NomicBertConfig(**small),
+        "eurobert": lambda: transformers.EuroBertConfig(**small),
         "qwen": lambda: transformers.Qwen2Config(**small, num_key_value_heads=2),
     }
     torch.manual_seed(seed)

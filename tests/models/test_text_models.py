@@ -12,7 +12,9 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.files import hash_file
 from clbench.core.registry import discover
 from clbench.experiment.trial import Resolved, Weights
+from clbench.models.builtin import TextModelOptions
 from clbench.models.hf_files import weights_of
+from clbench.models.hf_models import text_model
 from clbench.models.network import Prefix, TokenNetwork
 from clbench.training.building import build_model
 from clbench.training.precision import FoldedAttention
@@ -77,6 +79,17 @@ def test_weights_that_the_library_renames_when_it_loads_a_model_are_loaded(tmp_p
     with torch.no_grad():
         torch.testing.assert_close(built(tmp_path).features(batch()), theirs(model, batch(), "mean"), rtol=1e-4,
                                    atol=1e-5)
+
+
+def test_an_encoder_with_the_parts_of_a_decoder_is_one_block_and_pools_by_the_mean(tmp_path):
+    if not hasattr(transformers := pytest.importorskip("transformers"), "EuroBertConfig"):
+        pytest.skip(f"transformers {transformers.__version__} has no such model")
+    model = save_model(tmp_path, "eurobert")
+    network = built(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(network.features(batch()), theirs(model, batch(), "mean"), rtol=1e-4, atol=1e-5)
+    with torch.device("meta"):
+        assert len(network.blocks) == len(text_model(f"hf:{tmp_path}", TextModelOptions(), (12,), 4).blocks) == 1
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])

@@ -14,7 +14,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import build
 from clbench.experiment.trial import Resolved
 from clbench.models.builtin import ResNet18Options, ResNetCIFAR10Options, ViTB16Options, ViTOptions
-from clbench.models.published import TORCHVISION
+from clbench.models.published import TORCHVISION, preset
 from clbench.models.small import PadShortcut, resnet18, resnet20, resnet32
 from clbench.models.vit import vit
 from clbench.models.weights import load_weights
@@ -245,3 +245,9 @@ def test_the_published_resnet20(request):
         pytest.skip("CLBENCH_RESNET20 does not name the published weights resnet20-12fca82f.th")
     model = resnet20(ResNetCIFAR10Options(), IMAGE, 10)
     assert load_weights(model, Path(where)) == []
+
+
+def test_weights_of_swag_have_seen_more_than_imagenet():
+    weights = torchvision.models.get_model_weights("vit_b_16")
+    assert preset(weights.IMAGENET1K_V1).training_data == "ImageNet-1k"
+    assert preset(weights.IMAGENET1K_SWAG_E2E_V1).training_data.startswith("Instagram images with hashtags (SWAG)")

@@ -104,6 +104,7 @@ def test_the_distance_is_that_of_the_authors_scripts_for_vision_transformers():
     model = MODELS["vit"]((1, 8, 8), C)
     tasks = tasks_of(positive)
     strategy = learned(tasks, model)
+    assert "fecam: tukey = 1 and alpha2 = 0 on this network" in strategy.notes
     x = positive(9, 77)
     classes = [unit(own) for own in by_class(tasks, model.eval().features)]
     assert min(own.min() for own in classes) < 0

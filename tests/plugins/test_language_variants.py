@@ -202,3 +202,9 @@ def test_adapted_layers_are_where_the_papers_have_them(runs):
         assert [strategy.model.published_name(name) for name in strategy.adapted] == [
             f"model.layers.{i}.self_attn.{part}_proj" for i in range(2) for part in parts]
         assert all(isinstance(layer, LoRALayer) for layer in strategy.adapted.values())
+
+
+def test_a_record_says_that_the_head_has_no_rate(runs):
+    note = "head_rate changes nothing here, because the head of a language model is not trained"
+    assert note in runs.replica("seq-lora:rank=2:head_rate=10", lr=1.0).strategy.notes
+    assert note not in runs.replica("seq-lora:rank=2", lr=1.0).strategy.notes

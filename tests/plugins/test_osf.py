@@ -18,6 +18,7 @@ from clbench.core.errors import SpecError
 from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.experiment.spec import Recipe
+from clbench.models.network import Block, Network
 from clbench.strategy.base import Batch
 from clbench.testing.tiny import MODELS
 from clbench.training.costs import measure
@@ -166,6 +167,10 @@ def test_layers_and_what_is_refused():
     for options, first in (({}, "blocks.1."), ({"convolutions": True}, "blocks.0.")):
         strategy = OSF(MODELS["vit"]((1, 8, 8), 6), make_stream_info(), OSFOptions(base="random", **options))
         assert next(iter(strategy.divided)).startswith(first)
+    blocks = [Block(nn.Conv2d(1, 4, 3), nn.ReLU()), Block(nn.Conv2d(4, 4, 1, groups=4), nn.Flatten())]
+    grouped = OSF(Network(blocks, nn.Linear(144, 6)), make_stream_info(), OSFOptions(base="random"))
+    assert any(note.startswith("layers = all leaves out what cannot be divided: blocks.1.body is a convolution in 4 ")
+               for note in grouped.notes)
     with pytest.raises(SpecError, match="osf: convolutions = false, and layers = all has no Linear layer in it"):
         OSF(MODELS["resnet20"]((1, 8, 8), 6), make_stream_info(), OSFOptions(base="random", convolutions=False))
     with pytest.raises(SpecError, match="is not a regular expression"):

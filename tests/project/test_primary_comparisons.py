@@ -87,6 +87,7 @@ def test_a_method_that_diverged_is_not_tested_and_counts_in_the_family(primary, 
 @pytest.mark.parametrize(("seeds", "changes", "message"), [
     (range(9), {}, "ewc, scenario task: 9 of 10 seeds"),
     (range(10), {"status": "failed"}, "ewc, scenario task: 9 of 10 seeds"),
+    (range(10), {"status": "failed", "stream": None}, "ewc, scenario task: 9 of 10 seeds"),
     (range(10), {"provenance": {"git": "abc123+dirty"}}, "abc123+dirty"),
     (range(10), {"provenance": {"git": None}}, "commits: None, abc123"),
     (range(10), {"trial": {"scenario": "task", "seed": 3, "own_recipe": {"lr": 1e-4}}},

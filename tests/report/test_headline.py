@@ -333,6 +333,10 @@ def test_seeds_without_samples_are_not_proposed():
     assert advice(10)[0].startswith("collect seeds until the question is decided")
     assert advice(50)[0].startswith("confirm with fresh seeds") and "--seeds 3,4,5" in advice(50)[0]
     assert advice(100) == []
+    alone = study({"ewc": 0.8, "er": 0.78, "naive": 0.5}, 1, wide, "clbench run --methods ewc,er,naive --seeds 1")
+    few = Resolved(name="split-cifar100", options={"train_per_class": 200, "train_draw": "seed"})
+    alone = [r.model_copy(update={"trial": r.trial.model_copy(update={"benchmark": few})}) for r in alone]
+    assert told(alone, NEXT) == []
 
 
 def test_more_seeds_are_run_with_the_methods_of_all_commands():

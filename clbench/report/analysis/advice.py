@@ -53,7 +53,8 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
     """Return the command that runs more seeds: until decided, or new ones that are analyzed separately.
 
     A single seed was not tested, so others can join it. Return nothing if the command is not known, if a rule adds
-    seeds, or if none of the differences needs so few seeds as such a rule allows.
+    seeds, if the benchmark has no samples for other seeds, or if none of the differences needs so few seeds as such a
+    rule allows.
 
     Args:
         setting: the setting.
@@ -64,6 +65,8 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
         return ""
     command = _with_all_methods(command, setting)
     if len(setting.seeds) == 1:
+        if not _has_samples(setting, range(SEEDS)):
+            return ""
         return f"run more seeds: {shlex.join(_with(command, {'--seeds': str(SEEDS)}))}"
     if not any(count and count <= MOST for count in needed):
         return ""

@@ -72,8 +72,6 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))
 
 
-
-
 def own_recipe(trial: Trial) -> str:
     """Describe the hyperparameters in which a method differs from the experiment's training configuration, if any."""
     if not trial.own_recipe:

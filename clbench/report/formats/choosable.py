@@ -25,10 +25,10 @@ def pack_choice(sections: Sequence[tuple[str, Section]]) -> str:
     """Return the choice as JSON for a script. The text is empty if no section has a choice.
 
     `kinds` has the name, heading and words of each kind, then all its amounts in ascending order, as the user types
-    them and as the page shows them. `settings` has id, title, whether the task is given, the number of seeds, and the
-    words for its metric (`_words`). Then come the methods: label, final mean, whether samples are stored, and the
-    position of the amount of each kind (-1: not counted). For each method, three numbers compare it with each method
-    after it (`_pack_comparison`). The last entry has the labels of methods that cannot be chosen.
+    them and as the page shows them. `settings` has id, title, whether the task is given, the number of seeds of each
+    method, and the words for its metric (`_words`). Then come the methods: label, final mean, whether samples are
+    stored, and the position of the amount of each kind (-1: not counted). For each method, three numbers compare it
+    with each method after it (`_pack_comparison`). The last entry has the labels of methods that cannot be chosen.
 
     Args:
         sections: the id of each section and the section.
