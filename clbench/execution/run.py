@@ -96,8 +96,7 @@ def prepare(spec: Spec, registry: Registry, out: Path, log: str | Iterable[str] 
         experiment = load_run(spec, first_trials, registry, out, on_stale, note)
         experiment.most = deciding.count_most_trials(spec, trials)
     else:
-        part = trials if shard is None else trials_of_shard(trials, shard)
-        experiment = load_run(spec, part, registry, out, on_stale, note)
+        experiment = load_run(spec, trials_of_shard(trials, shard), registry, out, on_stale, note)
     experiment.trackers = tracking.start(log, registry, out)
     return experiment
 

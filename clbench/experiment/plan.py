@@ -261,14 +261,16 @@ def resolved_benchmark(text: str, registry: Registry) -> Resolved:
     return Resolved(name=name, options=options.model_dump())
 
 
-def trials_of_shard(planned: Sequence[PlannedTrial], shard: str) -> list[PlannedTrial]:
-    """Return the i-th of n parts of a plan, in its order; `shard` is `i/n`, counted from 1.
+def trials_of_shard(planned: Sequence[PlannedTrial], shard: str | None) -> list[PlannedTrial]:
+    """Return the i-th of n parts of a plan, in its order; `shard` is `i/n`, counted from 1, or None for the whole plan.
 
     Trials are assigned in turn, sorted by setting and then by method, so that every part has a share of each.
 
     Raises:
         SpecError: `shard` does not have this form.
     """
+    if shard is None:
+        return list(planned)
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise SpecError(f"shard {shard!r}: write i/n with i from 1 to n, as in 2/8")
