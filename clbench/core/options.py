@@ -184,8 +184,9 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(map(format_value, parts))
     if origin in (Annotated, Union, UnionType):
         return " | ".join(map(_type_name, parts[:1] if origin is Annotated else parts))
-    names: dict[Any, str] = {type(None): "none", ...: "..."}
-    name: str = names.get(annotation, "") or getattr(annotation, "__name__", str(annotation))
+    if annotation is type(None):
+        return "none"
+    name = "..." if annotation is ... else getattr(annotation, "__name__", str(annotation))
     return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else name
 
 
@@ -215,7 +216,7 @@ def parse_named(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value as TOML would (numbers, true/false, lists, quoted text), anything else as text, also dates.
+    """Read a value as TOML would (numbers, true/false, lists, quoted text). Anything else, such as a date, is text.
 
     >>> parse_value("1e5"), parse_value("true"), parse_value("entropy")
     (100000.0, True, 'entropy')

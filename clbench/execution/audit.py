@@ -106,6 +106,7 @@ class Auditor:
         self.reference = self._find_reference()
         self.candidates = [candidate for candidate in find_candidates(request.models)
                            if self.reference is None or candidate.folder.resolve() != self.reference.folder.resolve()]
+        # "model" is another column of the tables.
         if self.reference and self.reference.label in ("model", *(candidate.label for candidate in self.candidates)):
             self.reference = replace(self.reference, label=str(self.reference.folder.resolve()))
         if request.models and not self.candidates:
@@ -117,7 +118,7 @@ class Auditor:
             self._check_dial()
         self.files = list(self._read())
         self.score_files = ScoreFiles(request.out)
-        self._whole: tuple[Path, Any] | None = None  # a model that is no adapter, and its folder
+        self._full_model: tuple[Path, Any] | None = None  # a model that is not an adapter, after its folder
         self.stored: list[tuple[str, str, str]] = []  # model, file and path of each file of scores
 
     @cached_property
@@ -240,16 +241,15 @@ class Auditor:
     @contextmanager
     def _load(self, candidate: Candidate | None, scale: float) -> Iterator[Any]:
         """Load the base (None), a model, or an adapter whose update is multiplied by a scale."""
-        if candidate is not None and candidate.kind == "model":
-            if self._whole is None or self._whole[0] != candidate.folder:
-                self._whole = None
-                self.base.release()  # memory may not suffice for both
-                self._whole = candidate.folder, load_model(candidate.folder, self.device)
-            yield self._whole[1]
-            return
-        self._whole = None
+        # Memory may not suffice for the base and a full model, or for two full models.
+        if self._full_model and (candidate is None or candidate.folder != self._full_model[0]):
+            self._full_model = None
         if candidate is None:
             yield self.base.model
+        elif candidate.kind == "model":
+            self.base.release()
+            self._full_model = self._full_model or (candidate.folder, load_model(candidate.folder, self.device))
+            yield self._full_model[1]
         else:
             with self.base.adapted(candidate) as model:
                 if scale != 1:

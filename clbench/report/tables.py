@@ -175,8 +175,9 @@ def _select_figures(setting: Setting, slug: str, points: Sequence[FigurePoint], 
         return (*section_figures(setting.title, slug, points, results, setting.metric),
                 *general_figures(setting.title, slug, general, results))
 
-    labels = choose_leading(section_facts, BEST_DRAWN, [TRAINABLE.column.title, COMPUTE.column.title])
-    if len(results) <= MOST_DRAWN or all(result.label in labels for result in results):
+    labels = {r.label for r in results} if len(results) <= MOST_DRAWN else choose_leading(
+        section_facts, BEST_DRAWN, [TRAINABLE.column.title, COMPUTE.column.title])
+    if all(result.label in labels for result in results):
         return figures(points, results)
     words = "most accurate" if setting.metric == ACCURACY else f"best by {setting.metric.label}"
     groups = [f"the {BEST_DRAWN} {words}", "the Pareto fronts of trainable parameters and training compute",

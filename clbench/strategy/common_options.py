@@ -11,6 +11,8 @@ from clbench.core.option_marks import OnlyWith
 from clbench.core.options import Options
 from clbench.core.scenario import Outputs, Scenario
 
+Criterion = Literal["moment", "inputs"]  # matrix whose squared singular values are called energy
+
 
 class QuotaOptions(Options):
     """Options for a fixed number of stored samples per class, instead of a capacity that all classes share."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,10 @@ from clbench.core.errors import DivergedError, SpecError
 from clbench.data.samples import Samples
 from clbench.models.network import SAME
 from clbench.strategy.base import Strategy
+from clbench.strategy.common_options import Criterion
 from clbench.strategy.gaussians import ITEMS
 from clbench.strategy.per_sample_gradients import evaluating
 
-Criterion = Literal["inputs", "moment"]
 CHUNK = 64  # samples per forward pass when inputs are collected
 ROUNDING = 32  # energies smaller than this multiple of epsilon times the total count as rounding errors
 
@@ -132,8 +132,7 @@ def residual(moment: Tensor, projector: Tensor) -> Tensor:
     return free @ moment.double() @ free
 
 
-def grown(moment: Tensor, projector: Tensor, threshold: float,
-          criterion: Criterion = "inputs") -> Tensor:
+def grown(moment: Tensor, projector: Tensor, threshold: float, criterion: Criterion = "inputs") -> Tensor:
     """Return the projector [d, d] onto a subspace, extended by the fewest directions that reach a share of the energy.
 
     `inputs` is the criterion of GPM (Saha et al. 2021, arXiv 2103.09762, equation 9): |P X|^2 + |(X - PX)_k|^2 >=

@@ -50,12 +50,12 @@ from clbench.testing.tiny import (
     check_batches,
     find_stored,
     fixed_statistics,
-    is_same,
     snapshot,
     tiny_stream,
     training,
     unchanged,
 )
+from clbench.training.cache import are_identical
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
 
@@ -209,7 +209,7 @@ def check_trains(make: Make) -> None:
     for index in range(TASKS):
         before = snapshot(b.strategy)
         b.learn(index)
-        if all(n in before and is_same(before[n], t) for n, t in snapshot(b.strategy).items()):
+        if all(n in before and are_identical(before[n], t) for n, t in snapshot(b.strategy).items()):
             raise NonConforming(f"training on task {index + 1} changed no parameter and no buffer")
 
 

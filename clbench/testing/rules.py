@@ -25,12 +25,12 @@ from clbench.testing.tiny import (
     DividedLosses,
     Make,
     NonConforming,
-    is_same,
     predict_all,
     stack_problem,
     tiny_stream,
     train_tasks,
 )
+from clbench.training.cache import are_identical
 from clbench.training.costs import measure, role
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
@@ -97,7 +97,7 @@ def check_task_free(make: Make) -> None:
             if state.keys() != first_state.keys():
                 raise NonConforming(f"{location}: it keeps other tensors, {sorted(state.keys() ^ first_state.keys())}")
             for name, tensor in first_state.items():
-                if not is_same(tensor, state[name]):
+                if not are_identical(tensor, state[name]):
                     raise NonConforming(f"{location}: {name} is another, so it knows where tasks end")
             if not torch.equal(generator_state, first_generator_state):
                 raise NonConforming(f"{location}: it draws other random numbers, so it knows where tasks end")

@@ -212,13 +212,8 @@ def unchanged(before: Mapping[str, Any], after: Mapping[str, Any], by: str) -> N
     for name in sorted(before.keys() ^ after.keys()):
         raise NonConforming(f"{by} adds or removes {name}")
     for name, value in before.items():
-        if not (is_same(value, after[name]) if isinstance(value, Tensor) else value == after[name]):
+        if not (are_identical(value, after[name]) if isinstance(value, Tensor) else value == after[name]):
             raise NonConforming(f"{by} changes {name}")
-
-
-def is_same(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same shape, dtype and values; NaN is equal to NaN."""
-    return (one.shape, one.dtype) == (other.shape, other.dtype) and are_identical(one, other)
 
 
 @contextmanager

@@ -168,8 +168,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
     """
     limit, autocast = BYTES if limit is None else limit, autocast or nullcontext()
     first, raw = strategies[0], PhaseInputs(list(samples), list(samples))
-    is_random = any(part.is_stochastic for part in samples)
-    if overrides(first, "prepare_batch") or is_random or draws < len(samples[0]):
+    if overrides(first, "prepare_batch") or draws < len(samples[0]) or any(part.is_stochastic for part in samples):
         return raw
     blocks, frozen = 0, False
     if draws >= 2 * len(samples[0]) and is_enabled():
@@ -289,8 +288,9 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
 
 
 def are_identical(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal bit for bit; NaN is equal to NaN."""
-    return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+    """Return whether two tensors have the same shape, dtype and values; NaN is equal to NaN."""
+    same_kind = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return same_kind and (torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
 def explain_misuse(strategy: Strategy, how: str) -> str:

@@ -8,7 +8,6 @@ from clbench import StrategyInfo, hookimpl
 from clbench_lora.options import (
     ALL_LINEAR,
     AdapterOptions,
-    Criterion,
     EWCLoRAOptions,
     InfLoRAOptions,
     Init,
@@ -24,9 +23,9 @@ from clbench_lora.options import (
 )
 
 __all__ = [
-    "ALL_LINEAR", "AdapterOptions", "Criterion", "EWCLoRAOptions", "InfLoRAOptions", "Init", "LoRAMeanOptions",
-    "LoRAOptions", "LoRASubOptions", "LowRankOptions", "OLoRAOptions", "SDLoRAOptions", "SeqLoRAOptions",
-    "SummedOptions", "Target", "clbench_strategies",
+    "ALL_LINEAR", "AdapterOptions", "EWCLoRAOptions", "InfLoRAOptions", "Init", "LoRAMeanOptions", "LoRAOptions",
+    "LoRASubOptions", "LowRankOptions", "OLoRAOptions", "SDLoRAOptions", "SeqLoRAOptions", "SummedOptions", "Target",
+    "clbench_strategies",
 ]
 BOTH, ALL = ("classification", "causal-lm"), ("classification", "causal-lm", "regression")  # objectives
 CIFAR = {"epochs": 20, "batch_size": 128, "samples": 5000}  # budget of a CIFAR-100 task with ten classes

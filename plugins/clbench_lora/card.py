@@ -15,8 +15,7 @@ CARD = "README.md"
 
 def describe_learned_tasks(source: TrialAdapters, task: int) -> str:
     """Return what an adapter saved after a task was trained on: `task 3`, or `tasks 1 to 3` if the tasks share it."""
-    is_shared = source.record.trial.method.name == "seq-lora"
-    return f"tasks 1 to {task + 1}" if is_shared and task else f"task {task + 1}"
+    return f"tasks 1 to {task + 1}" if source.is_shared and task else f"task {task + 1}"
 
 
 def card(source: TrialAdapters, adapter: Adapter) -> str:

@@ -115,10 +115,9 @@ def show(run: Path, trial: str | None, task: int | None, plugins: tuple[Path, ..
         names = source.stream.task_names
         content = f"classes {outputs(adapter)}" if adapter.has_head else \
             names[task_number] if names else "a language model"
-        learned = describe_learned_tasks(source, task_number)
-        if learned.startswith("tasks"):
+        if source.is_shared and task_number:
             content = f"the last is {content}"
-        click.echo(f"{learned}{origin_text}: {content}")
+        click.echo(f"{describe_learned_tasks(source, task_number)}{origin_text}: {content}")
         click.echo(tabulate(rows, headers=["layer", "rank", "alpha", "parameters", "size", "|change| / |W|"],
                             disable_numparse=True, colalign=("left", *["right"] * 5)) + "\n")
 

@@ -37,8 +37,9 @@ import torch
 from torch import Tensor, nn
 
 from clbench import Network, Samples, StreamInfo, Task
+from clbench.strategy.common_options import Criterion
 from clbench.strategy.regularization import slot
-from clbench.strategy.subspace import Criterion, grown, packed, spectrum_outside, unpacked
+from clbench.strategy.subspace import grown, packed, spectrum_outside, unpacked
 from clbench_lora import InfLoRAOptions
 from clbench_lora.joined_heads import JoinedHeadsLoRA
 from clbench_lora.layers import LoRALayer

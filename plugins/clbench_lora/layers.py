@@ -21,6 +21,13 @@ GEOMETRY = ("in_features", "out_features", "in_channels", "out_channels", "kerne
             "dilation", "groups")
 
 
+def copy_geometry(base_layer: nn.Module, layer: nn.Module) -> None:
+    """Give a layer that wraps another one the attributes in `GEOMETRY` that the other has."""
+    for name in GEOMETRY:
+        if hasattr(base_layer, name):
+            setattr(layer, name, getattr(base_layer, name))
+
+
 class LoRALayer(nn.Module):
     """A layer W with low-rank adapters: h = Wx + the sum of s B(Ax) over the active adapters.
 
@@ -68,9 +75,7 @@ class LoRALayer(nn.Module):
         self.lora_magnitude_vector = nn.ParameterList() if dora else None
         self.active: tuple[int, ...] = ()
         self.output: Tensor | None = None  # W x, if it is computed in advance (`first_layer`)
-        for name in GEOMETRY:
-            if hasattr(base_layer, name):
-                setattr(self, name, getattr(base_layer, name))
+        copy_geometry(base_layer, self)
 
     @property
     def weight(self) -> Tensor:

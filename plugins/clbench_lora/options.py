@@ -15,6 +15,7 @@ from clbench.strategy.common_options import (
     MEANING,
     AlignOptions,
     BaseOptions,
+    Criterion,
     FixedOutputsOptions,
     OutputsOptions,
     OwnOutputsOptions,
@@ -22,7 +23,6 @@ from clbench.strategy.common_options import (
 )
 
 Init = Literal["kaiming", "gaussian", "pissa"]
-Criterion = Literal["moment", "inputs"]
 Target = Literal["q", "k", "v", "proj", "mlp", "all-linear"]
 ALL_LINEAR: Target = "all-linear"
 Magnitudes = Literal["shared", "layer"]

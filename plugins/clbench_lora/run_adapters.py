@@ -102,6 +102,11 @@ class TrialAdapters:
                                self.registry)[0]
 
     @property
+    def is_shared(self) -> bool:
+        """Return whether the tasks share one adapter, which is saved after each of them."""
+        return self.record.trial.method.name == "seq-lora"
+
+    @property
     def names(self) -> dict[str, str]:
         """Return the names of W's tensors in files, by their names in clbench; empty if they are the same."""
         return published_names(self.folder / BASE)

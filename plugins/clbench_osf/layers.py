@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from clbench_lora.layers import GEOMETRY
+from clbench_lora.layers import copy_geometry
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -41,9 +41,7 @@ class DividedLayer(nn.Module):
             self.register_parameter(name, None)
         for name in HIGH:
             self.register_buffer(name, None, persistent=False)
-        for name in GEOMETRY:
-            if hasattr(base_layer, name):
-                setattr(self, name, getattr(base_layer, name))
+        copy_geometry(base_layer, self)
 
     @property
     def weight(self) -> Tensor:

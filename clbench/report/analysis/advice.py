@@ -72,8 +72,8 @@ def more_evidence(setting: Setting, needed: Sequence[int | None]) -> str:
         return ""
     file, benchmark = _file(command), setting.records[0].trial.benchmark.name
     folder = _value(command, "--out") or f"runs/{run_folder_name(Path(file) if file else None, benchmark)}"
-    numbered = setting.seeds == tuple(range(len(setting.seeds)))
-    if FIRST <= len(setting.seeds) < MOST and numbered and _has_samples(setting, range(MOST)):
+    from_zero = setting.seeds == tuple(range(len(setting.seeds)))
+    if FIRST <= len(setting.seeds) < MOST and from_zero and _has_samples(setting, range(MOST)):
         settings: dict[str, str | None] = {"--until": "decided", "--baseline": BEST, "--out": f"{folder}-decided"}
         return f"collect seeds until the question is decided, in a new folder: {shlex.join(_with(command, settings))}"
     first_seed = max(setting.seeds) + 1

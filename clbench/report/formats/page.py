@@ -227,7 +227,7 @@ def _figures(id_: str, slug: str, section: Section, tables: Mapping[str, Table],
             f"Forgetting{UNIT_SUFFIX.get(unit, '')}: "
             f"{_describe_cells(comparison, comparison.cells(FORGETTING.column.title))}.",
             (forgetting,), f"{slug}-forgetting", wide=True))
-    if data := steps_figure(section.title, f"{slug}-steps", section.results, metric):  # `section.figures` may lack some
+    if data := steps_figure(section.title, f"{slug}-steps", section.results, metric):  # a file may lack methods
         figures.append(_view_steps(slug, data, section))
     if matrices and not all(result.common_test for result in section.results):
         figures.append(FigureView(

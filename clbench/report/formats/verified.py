@@ -50,12 +50,12 @@ def summary(checked: Sequence[Checked]) -> str:
 def markdown(reference: Reference, checked: Sequence[Checked]) -> str:
     """Return verify.md: source, verdicts, the rule they follow, settings and provenance."""
     rule, records = reference.tolerance, list(chain.from_iterable(result.records for result in checked))
-    spreads = [*([", ± the standard error of the mean"] if any(c.sem for c in reference.cells) else []),
-               *([", sd is the standard deviation over seeds"] if any(c.sd for c in reference.cells) else [])]
+    spreads = (", ± the standard error of the mean" * any(c.sem for c in reference.cells)
+               + ", sd is the standard deviation over seeds" * any(c.sd for c in reference.cells))
     allowances = " and what is granted below" if any(c.allowance for c in reference.cells) else ""
     blocks = [f"# {escape(reference.title)}",
               f"{escape(reference.paper)}, {escape(reference.source)}: <{reference.url}>. "
-              + (f"Mean of {reference.seeds} seeds{''.join(spreads)}" if reference.seeds > 1
+              + (f"Mean of {reference.seeds} seeds{spreads}" if reference.seeds > 1
                  else "One run of each")
               + (f". Code: <{reference.code}>" if reference.code else "") + ".",
               _table(checked, "github", escape),
