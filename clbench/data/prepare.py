@@ -134,6 +134,8 @@ class RandomResizedCrop:
         """Return images x [N, C, H, W] cropped and resized to [N, C, size, size], by the draws of `draw`."""
         height, width = x.shape[2:]
         out = (height, width) if self.size is None else (self.size, self.size)
+        if x.is_meta:  # a dry run needs only the shapes of the weights, which take long to compute
+            draws = draws.to(x.device)
         boxes = self.draw_boxes(draws, height, width)
         flip = self.draw_flips(draws)
         kernel = linear if self.interpolation == "bilinear" else cubic
