@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import chain, combinations
+from itertools import combinations
 from statistics import fmean
 
 from pages import table
@@ -15,35 +15,37 @@ from results_facts import REPORTS, ROOT, read
 from clbench.core.registry import discover
 from clbench.report.analysis.families import family
 from clbench.report.analysis.method_records import underfit_share
-from clbench.report.columns import ACC, BYTES, COMPUTE, FORGETTING, TRAINABLE, Measure
+from clbench.report.columns import ACC, BYTES, COMPUTE, FORGETTING, MEASURES, TRAINABLE, Measure
 from clbench.report.formatting import number
 from clbench.results.records import Record
-from clbench.results.stats import mean_interval
+from clbench.results.stats import ALPHA, mean_interval
 
-Method = tuple[str, str]  # a study in reports/lora_question/, and the label of a method in its records
+# A study in reports/lora_question/, with its scenario if it has two (`answer:task`), and the label of a method in it.
+Method = tuple[str, str]
 
 BEGIN = "<!-- table: written by `python docs/readme_table.py` from the records in reports/ -->"
 END = "<!-- end of table -->"
 HEADER = ["method", "accuracy (%)", "forgetting (points)", "trainable parameters per task", "storage",
           "training compute"]
 NAMES = {  # display names of the rows of README's table, by label
-    "ranpac:ridge=1e6": "RanPAC (tuned ridge penalty)",
-    "er:capacity=500:recipe.lr=3e-5": "ER (replays 500 stored images)",
-    "lora:recipe.lr=3e-3": "LoRA r=4",
-    "pnn:start=base:recipe.lr=3e-5": "PNN (a copy of the backbone per task)",
-    "shared-private:private_width=128:recipe.lr=3e-3": "Shared-private (a small network per task)",
-    "ewc:strength=1e3:fisher=sampled:fisher_samples=100:recipe.lr=3e-5": "EWC (penalty on weights)",
+    "lora:recipe.lr=3e-3": "LoRA r=4 (one per task)",
+    "seq-lora:recipe.lr=1e-3:recipe.head_lr=0.01": "Seq-LoRA r=4 (one LoRA for all tasks)",
+    "ewc:strength=1e3:fisher=sampled:fisher_samples=100:recipe.lr=1e-5:recipe.head_lr=0.01": "EWC (penalty on weights)",
+    "er:capacity=500:recipe.lr=3e-6:recipe.head_lr=3e-3": "ER (replays 500 stored images)",
+    "pnn:start=base:recipe.lr=1e-5:recipe.head_lr=0.01": "PNN (a copy of the backbone per task)",
+    "shared-private:private_width=128:recipe.lr=1e-3": "Shared-private (a small network per task)",
 }
 VERDICTS = {"better": "significantly better", "worse": "significantly worse", "open": "no significant difference"}
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 # The methods that the pages compare.
-RANPAC, ER, LORA, PNN, SHARED, EWC = (("vision_task", label) for label in NAMES)
-NAIVE, JOINT = ("vision_task", "naive:recipe.lr=1e-5"), ("vision_task", "joint:recipe.lr=1e-5")
+ANSWER, CLASS = "answer:task", "answer:class"
+LORA, SHARED_LORA, EWC, ER, PNN, SHARED = ((ANSWER, label) for label in NAMES)
+NAIVE, JOINT = (ANSWER, "naive:recipe.lr=3e-6:recipe.head_lr=3e-3"), (ANSWER, "joint-equal-steps")
+RIDGE, RANPAC = (ANSWER, "ridge:strength=1e3"), (ANSWER, "ranpac:ridge=1e6")
 FULL_RANPAC, FULL_LORA = ("vision_task_full", RANPAC[1]), ("vision_task_full", LORA[1])
 FULL_PROBE = ("vision_task_full", "frozen:recipe.lr=0.01")
-CLASS_LORA, CLASS_RANPAC = ("vision_class", "lora:infer=gaussian:recipe.lr=3e-3"), ("vision_class", "ranpac")
-CLASS_TUNED_RANPAC, CLASS_JOINT = ("vision_class", "ranpac:ridge=1e6"), ("vision_class", "joint:recipe.lr=1e-5")
+CLASS_LORA, CLASS_JOINT = (CLASS, "lora:infer=gaussian:recipe.lr=3e-3"), (CLASS, "joint-equal-steps")
 TEXT_LORA, TEXT_PROBE = ("text_task", "lora:rank=1:recipe.lr=3e-3"), ("text_task", "frozen:recipe.lr=0.03")
 TEXT_CLASS_LORA = ("text_class", "lora:infer=gaussian:rank=1:recipe.lr=3e-3")
 TEXT_CLASS_RANPAC = ("text_class", "ranpac:ridge=1e3")
@@ -61,10 +63,11 @@ PRETRAINED = ("layers", "lora:layers=all:recipe.lr=1e-3")  # with the same rank,
 PIXELS_LORA, PIXELS_HIGH = ("permuted_ranks", "lora:rank=4"), ("permuted_ranks", "lora:rank=256")
 PIXELS_COPY = ("permuted_ranks", "independent")
 
-TUNING = ROOT / "benchmarks/lora_question/answer_tuning"  # its records are of held-out training images
-TUNING_NAMES = {"ewc": "EWC", "naive": "sequential fine-tuning", "er": "ER", "pnn": "PNN", "lora": "LoRA r=4",
-                "lora-head-rate": "LoRA r=4 with a separate head rate", "shared-private": "shared-private",
-                "seq-lora": "one LoRA r=4 that all tasks share"}
+LEARNING = next(m for m in MEASURES if m.column.title == "learning accuracy")
+PLANNED = REPORTS / "lora_question/answer/primary.md"  # written by benchmarks/lora_question/primary.py
+RIVALS = {"ewc": "EWC", "er": "ER", "pnn": "PNN", "shared-private": "shared-private", "ranpac": "RanPAC",
+          "ridge": "ridge classifier", "joint-equal-steps": "joint training"}
+PLANNED_LINK = "[Planned comparisons](../reports/lora_question/answer/primary.md)"
 
 
 def main() -> None:
@@ -77,7 +80,7 @@ def main() -> None:
 
 def comparison() -> str:
     """Return README's table: the methods of `NAMES` on Split-CIFAR-100 with task IDs."""
-    rows = sorted((("vision_task", label) for label in NAMES), key=lambda method: -mean(method))
+    rows = sorted(((ANSWER, label) for label in NAMES), key=lambda method: -mean(method))
     return table(HEADER, [[NAMES[row[1]], with_interval(row, ACC), with_interval(row, FORGETTING),
                            parameters(row), number(mean(row, BYTES), "bytes"), number(mean(row, COMPUTE), "flops")]
                           for row in rows]).replace("| --- |" + " --- |" * 5, "| :-- |" + " --: |" * 5)
@@ -86,36 +89,33 @@ def comparison() -> str:
 def answers() -> str:
     """Return the table of should-i-use-lora.md: questions, their answers, and the evidence from records."""
     known = facts()
-    rivals = (("EWC", EWC), ("shared-private", SHARED), ("ER", ER), ("PNN", PNN))
     rows = [
-        ("What should I try first?", "RanPAC, or on text a linear probe on the frozen backbone. Both need less "
-         "compute.",
-         f"RanPAC {percent(FULL_RANPAC)}, LoRA r=4 {percent(FULL_LORA)}: {compared(FULL_RANPAC, FULL_LORA, 'RanPAC')}, "
-         f"at {known['compute of RanPAC relative to LoRA']}% of LoRA's compute. Linear probe {percent(FULL_PROBE)}: "
-         f"{compared(FULL_LORA, FULL_PROBE, 'LoRA')} ({source(FULL_LORA)})."),
+        ("What should I try first?", "A classifier on the frozen backbone: RanPAC, a ridge classifier, or on text a "
+         "linear probe. They need less compute.",
+         f"Ridge classifier {percent(RIDGE)}, RanPAC {percent(RANPAC)}, LoRA r=4 {percent(LORA)}. RanPAC, the "
+         f"costlier of the two, needs {known['compute of RanPAC relative to LoRA']}% of LoRA's compute. "
+         f"{PLANNED_LINK}: LoRA minus {planned('with task IDs', 'ridge', 'ranpac')}. With all test images: RanPAC "
+         f"{percent(FULL_RANPAC)}, LoRA r=4 {percent(FULL_LORA)}: {compared(FULL_RANPAC, FULL_LORA, 'RanPAC')}. Linear "
+         f"probe {percent(FULL_PROBE)}: {compared(FULL_LORA, FULL_PROBE, 'LoRA')} ({source(FULL_LORA)})."),
         ("With task IDs and a pretrained backbone?", "LoRA forgets nothing and trains few parameters.",
          f"LoRA r=4 {percent(RANK_4)}, one full model per task {percent(COPY)}, both at the better of two learning "
          f"rates: {compared(RANK_4, COPY, 'LoRA')}, with {known['parameters of a copy relative to LoRA']} times fewer "
          f"trained parameters ({source(RANK_4)})."),
-        ("Is it more accurate than its rivals?", "Probably not, if all are tuned equally well. A study that tests this "
-         "is under way.",
-         f"Best tuning results. Methods that train the backbone, and the shared LoRA, used a separate learning rate "
-         f"for the head: "
-         f"{best_candidates()} (each the best of several candidates, on two development seeds, not tested, "
-         f"[protocol](../benchmarks/lora_question/PROTOCOL.md)). The shared LoRA has the same rank as LoRA r=4, so "
-         f"the rank alone does not explain the distance. Tested earlier, with one learning rate and less tuning: LoRA "
-         f"r=4 {percent(LORA)}. " + "; ".join(
-             f"{name} {percent(rival)}: {compared(LORA, rival, 'LoRA')}" for name, rival in rivals)
-         + f" ({source(LORA)})."),
+        ("Is it more accurate than its rivals?", "On images no: EWC, ER and PNN are more accurate if all are tuned by "
+         "the same rule. Only shared-private is less accurate.",
+         f"EWC {percent(EWC)}, ER {percent(ER)}, PNN {percent(PNN)}, LoRA r=4 {percent(LORA)}, shared-private "
+         f"{percent(SHARED)}. {PLANNED_LINK}: LoRA minus "
+         f"{planned('with task IDs', 'ewc', 'er', 'pnn', 'shared-private')}. Sequential fine-tuning has "
+         f"{percent(NAIVE)}, and one LoRA r=4 for all tasks {percent(SHARED_LORA)}. Right after a task is "
+         f"learned, these two have {percent(NAIVE, LEARNING)} and {percent(SHARED_LORA, LEARNING)} on it, and one LoRA "
+         f"per task {percent(LORA, LEARNING)}; this was not tested ({source(LORA)})."),
         ("With task IDs, on text?", "A linear probe is enough here.",
          f"Linear probe {percent(TEXT_PROBE)}, LoRA r=1 {percent(TEXT_LORA)}: "
          f"{compared(TEXT_LORA, TEXT_PROBE, 'LoRA')} ({source(TEXT_LORA)})."),
-        ("Without task IDs?", "LoRA alone is not enough. Try RanPAC.",
-         f"LoRA r=4 {percent(CLASS_LORA)}, RanPAC {percent(CLASS_RANPAC)}: "
-         f"{compared(CLASS_LORA, CLASS_RANPAC, 'LoRA')}; RanPAC with a tuned ridge penalty "
-         f"{percent(CLASS_TUNED_RANPAC)}: {compared(CLASS_LORA, CLASS_TUNED_RANPAC, 'LoRA')}. Joint training "
-         f"{percent(CLASS_JOINT)}: "
-         f"{compared(CLASS_LORA, CLASS_JOINT, 'LoRA')} ({source(CLASS_LORA)}). On text: LoRA r=1 "
+        ("Without task IDs?", "LoRA alone is not enough. Classifiers on the frozen backbone, ER and PNN were more "
+         "accurate, but far below joint training.",
+         f"LoRA r=4 {percent(CLASS_LORA)}, joint training with as many steps {percent(CLASS_JOINT)}. {PLANNED_LINK}: "
+         f"LoRA minus {planned('without task IDs', *RIVALS)} ({source(CLASS_LORA)}). On text: LoRA r=1 "
          f"{percent(TEXT_CLASS_LORA)}, RanPAC {percent(TEXT_CLASS_RANPAC)}: "
          f"{compared(TEXT_CLASS_LORA, TEXT_CLASS_RANPAC, 'LoRA')} ({source(TEXT_CLASS_LORA)})."),
         ("Which rank?", "Start with 4 and tune the learning rate, which matters more.",
@@ -135,7 +135,7 @@ def answers() -> str:
          f"r=10 {percent(CLASS_SD_LORA)}. EWC-LoRA and LoRA: "
          f"{compared(CLASS_EWC_LORA, FAMILY_CLASS_LORA, 'EWC-LoRA')}. SD-LoRA and LoRA: "
          f"{compared(CLASS_SD_LORA, FAMILY_CLASS_LORA, 'SD-LoRA')} ({source(CLASS_EWC_LORA)})."),
-        ("What does it cost?", "Little storage and few parameters, but more compute than frozen features.",
+        ("What does it cost?", "It trains few parameters, but needs more compute than frozen features.",
          f"LoRA r=4 trains {parameters(LORA)} parameters per task and stores {added(LORA)} for each. It needs "
          f"{known['compute of LoRA relative to fine-tuning']}% of the training compute of sequential fine-tuning "
          f"({source(LORA)})."),
@@ -154,19 +154,22 @@ def facts() -> dict[str, str]:
     record, trial = records(LORA)[0], records(LORA)[0].trial
     benchmark, model = dict(trial.benchmark.options), dict(trial.model.options)
     best = [mean(best_rate(rank)) for rank in RANKS]
-    steps = sum(records(JOINT)[0].costs.steps) / sum(record.costs.steps)
     return {
         "methods": str(len(discover().strategies)),
+        "margin of the planned comparisons, in points": "2",
         "training images per class": str(benchmark["train_per_class"]),
         "pixels": str(model["size"]),
         "steps per task": str(record.costs.steps[0]),
         "accuracy of fine-tuning": f"{100 * mean(NAIVE):.1f}",
-        "accuracy of joint training": f"{100 * mean(JOINT):.1f}",
-        "steps of joint training relative to LoRA": f"{steps:.1f}",
+        "accuracy of the ridge classifier": f"{100 * mean(RIDGE):.1f}",
+        "accuracy of joint training without task IDs": f"{100 * mean(CLASS_JOINT):.1f}",
+        "accuracy of LoRA without task IDs": f"{100 * mean(CLASS_LORA):.1f}",
+        **{f"points between LoRA and {rival[1]}": f"{100 * abs(mean(rival) - mean(LORA)):.1f}"
+           for rival in (EWC, ER, PNN, SHARED, SHARED_LORA)},
         "parameters of fine-tuning relative to LoRA": f"{mean(NAIVE, TRAINABLE) / mean(LORA, TRAINABLE):.0f}",
         "parameters of a copy relative to LoRA": f"{mean(COPY, TRAINABLE) / mean(RANK_4, TRAINABLE):.0f}",
         "compute of LoRA relative to fine-tuning": f"{100 * mean(LORA, COMPUTE) / mean(NAIVE, COMPUTE):.0f}",
-        "compute of RanPAC relative to LoRA": f"{100 * mean(FULL_RANPAC, COMPUTE) / mean(FULL_LORA, COMPUTE):.0f}",
+        "compute of RanPAC relative to LoRA": f"{100 * mean(RANPAC, COMPUTE) / mean(LORA, COMPUTE):.0f}",
         "lowest accuracy of a rank": f"{100 * min(best):.1f}",
         "highest accuracy of a rank": f"{100 * max(best):.1f}",
         "points that the rate costs the lowest rank": points_of_rate(RANKS[0]),
@@ -178,8 +181,9 @@ def facts() -> dict[str, str]:
 def methods(study: str) -> dict[str, list[Record]]:
     """Return the finished records of a study in reports/lora_question/, by label and in the order of seeds."""
     grouped: dict[str, list[Record]] = {}
-    for record in sorted(read(REPORTS / "lora_question" / study), key=lambda r: r.trial.seed):
-        if record.status == "done":
+    folder, _, scenario = study.partition(":")
+    for record in sorted(read(REPORTS / "lora_question" / folder), key=lambda r: r.trial.seed):
+        if record.status == "done" and scenario in ("", record.trial.scenario):
             grouped.setdefault(record.label, []).append(record)
     return grouped
 
@@ -189,18 +193,23 @@ def records(method: Method) -> list[Record]:
     return methods(method[0])[method[1]]
 
 
-def best_candidates() -> str:
-    """Return the accuracies with task IDs of the best candidates in the tuning of the study `answer`, best first.
+def planned(task_ids: str, *rivals: str) -> str:
+    """Return LoRA's planned comparisons with some rivals: differences in points and verdicts in words.
 
-    A candidate counts if it has results of both development seeds.
+    Raises:
+        KeyError: primary.md has no such comparison, or none with a verdict.
     """
-    by_candidate: dict[str, list[float]] = {}
-    for record in chain.from_iterable(read(TUNING / part) for part in ("", "strength", "head_rate", "shared_adapter")):
-        if record.trial.scenario == "task" and record.status == "done":
-            by_candidate.setdefault(record.label, []).append(fmean(record.R[-1]))
-    best = {name: max(fmean(scores) for label, scores in by_candidate.items()
-                      if label.partition(":")[0] == row and len(scores) == 2) for row, name in TUNING_NAMES.items()}
-    return ", ".join(f"{name} {100 * best[name]:.1f}%" for name in sorted(best, key=lambda name: -best[name]))
+    rows = [line.strip("|").split(" | ") for line in PLANNED.read_text(encoding="utf-8").splitlines()]
+    by_rival = {row[0].strip(): row[2:] for row in rows if len(row) == 6 and row[1] == task_ids}
+    parts = []
+    for rival in rivals:
+        difference, _, p, protocol_verdict = by_rival[rival]
+        direction = "better" if float(difference) > 0 else "worse"
+        words = f"significantly {direction}" if float(p) <= ALPHA else VERDICTS["open"]
+        if protocol_verdict.strip() == f"{direction} by more than the margin":
+            words = f"{direction} by more than 2 points"
+        parts.append(f"{RIVALS[rival]} {float(difference):+.1f} ({words})")
+    return ", ".join(parts)
 
 
 def rank(method: Method) -> int:
@@ -230,12 +239,17 @@ def verdict(first: Method, second: Method) -> str:
 
     The family of tests is the same as in a report: all pairs of methods. If one of the two methods is a reference, the
     family is all methods against it.
+
+    Raises:
+        ValueError: the two methods are not tested.
     """
     study = first[0]
     reference = next((label for _, label in (first, second) if methods(study)[label][0].reference), None)
     by_method = {label: values((study, label)) for label, found in methods(study).items()
                  if label == reference or not found[0].reference}
     pair, = (p for p in family(ACC.column, by_method, reference).against(second[1]) if p.first == first[1])
+    if pair.untested:
+        raise ValueError(f"{first} and {second} are not tested: {pair.untested}")
     return "open" if not pair.significant else "better" if pair.better("up") == first[1] else "worse"
 
 
@@ -261,9 +275,10 @@ def ranks_compared() -> str:
     return "no significant difference" if all(verdict(a, b) == "open" for a, b in pairs) else "significantly different"
 
 
-def percent(method: Method) -> str:
-    """Return the mean accuracy in percent, and whether the method is underfit."""
-    return f"{100 * mean(method):.1f}%" + (" (underfit)" if underfit_share(records(method)) is not None else "")
+def percent(method: Method, measure: Measure = ACC) -> str:
+    """Return the mean of an accuracy in percent, and whether the method is underfit."""
+    remark = "" if underfit_share(records(method)) is None else " (underfit)"
+    return f"{100 * mean(method, measure):.1f}%{remark}"
 
 
 def with_interval(method: Method, measure: Measure) -> str:
@@ -286,7 +301,8 @@ def added(method: Method) -> str:
 
 def source(method: Method) -> str:
     """Return a method's number of seeds, with a link from docs/ to its report."""
-    return f"[{method[0]}, {len(records(method))} seeds](../reports/lora_question/{method[0]}/report.md)"
+    folder = method[0].partition(":")[0]
+    return f"[{folder}, {len(records(method))} seeds](../reports/lora_question/{folder}/report.md)"
 
 
 TABLES = {"README.md": comparison, "docs/should-i-use-lora.md": answers}

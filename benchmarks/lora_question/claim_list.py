@@ -55,8 +55,8 @@ def not_worse(slug: str, sentence: str, *rivals: str, designed: tuple[str, ...] 
 
 CLAIMS = (
     not_worse("ewc", "LoRA is not much worse than EWC", "ewc",
-              remark="EWC had one learning rate for backbone and head in the studies here. In later tuning runs "
-                     "with a separate rate for the head, EWC scored higher than LoRA; this was not tested."),
+              remark="In `answer`, EWC has a separate learning rate for the head. In the other studies on pretrained "
+                     "backbones it has one rate for backbone and head, which is low for the head."),
     not_worse("er", "LoRA is not much worse than experience replay", "er",
               remark="ER stores samples and LoRA does not. A larger buffer improves ER."),
     not_worse("pnn", "LoRA is not much worse than progressive networks", "pnn",

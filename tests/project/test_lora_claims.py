@@ -153,8 +153,8 @@ def test_the_citation_has_the_version_of_the_project():
 # --- independent recomputation from raw JSON records ---
 
 @pytest.mark.parametrize(("slug", "folder", "scenario", "rival"), [
-    ("ewc", "split_mnist", "task", "ewc"), ("er", "lora_question/vision_task", "task", "er"),
-    ("ewc", "lora_question/vision_class", "class", "ewc"), ("er", "lora_question/vision_task_full", "task", "er")])
+    ("ewc", "split_mnist", "task", "ewc"), ("er", "lora_question/answer", "task", "er"),
+    ("ewc", "lora_question/answer", "class", "ewc"), ("er", "lora_question/vision_task_full", "task", "er")])
 def test_a_difference_is_paired_over_the_seeds_of_both_and_of_the_committed_records(tested, slug, folder, scenario,
                                                                                     rival):
     of_lora, = raw_accuracies(folder, "lora", scenario, rank=4).values()
@@ -187,15 +187,15 @@ def test_two_studies_are_compared_by_welchs_interval(tested):
 
 
 def test_the_accuracy_with_given_ids_is_that_of_the_same_trials(tested):
-    row, = [row for row in tested["task-ids"].counted if row.source.name.startswith("vision_class")]
+    row, = [row for row in tested["task-ids"].counted if row.source.name.startswith("answer")]
     losses = {}
-    for path in (ROOT / "reports" / "lora_question" / "vision_class" / "records").rglob("*.json"):
+    for path in (ROOT / "reports" / "lora_question" / "answer" / "records").rglob("*.json"):
         record = json.loads(path.read_text())
-        if record["label"].startswith("lora") and record["trial"]["method"]["options"]["rank"] == 4:
+        if record["label"].startswith("lora:") and record["trial"]["scenario"] == "class":
             counts = record["errors"][-1]
             given = np.mean(np.array(counts["given"]) / counts["samples"])
             losses[record["trial"]["seed"]] = 100 * (np.mean(record["R"][-1]) - given)
-    assert row.values == pytest.approx(losses) and len(losses) == 5
+    assert row.values == pytest.approx(losses) and len(losses) == 10
     assert "% with IDs)" in row.details
 
 
