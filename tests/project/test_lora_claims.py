@@ -56,7 +56,8 @@ def raw_accuracies(folder, method, scenario, rank=None):
     for path in (ROOT / "reports" / folder / "records").rglob("*.json"):
         record = json.loads(path.read_text())
         trial = record["trial"]
-        if (trial["method"]["name"], trial["scenario"], record["status"]) == (method, scenario, "done") and (
+        row = record["label"].partition(":")[0]  # rows with another name, such as lora-head-rate, do not count
+        if (row, trial["scenario"], record["status"]) == (method, scenario, "done") and (
                 rank is None or trial["method"]["options"]["rank"] == rank):
             rate = {**trial["recipe"], **trial.get("own_recipe", {})}["lr"]
             by_rate.setdefault(rate, {})[trial["seed"]] = 100 * float(np.mean(record["R"][-1]))
