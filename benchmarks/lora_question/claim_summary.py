@@ -31,7 +31,7 @@ corrected for all pairs of methods, so a report may call the same difference not
 """
 PLANNED = """
 **The [planned comparisons](../reports/lora_question/answer/primary.md) of the study `answer` count first.** They were
-chosen before its first trial. Their intervals and tests belong to other families than those on these pages.
+chosen before its first trial. Their intervals and tests are corrected for another set of comparisons.
 """
 SUMMARY = """
 ## All claims
