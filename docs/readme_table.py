@@ -102,7 +102,7 @@ def answers() -> str:
          f"rates: {compared(RANK_4, COPY, 'LoRA')}, with {known['parameters of a copy relative to LoRA']} times fewer "
          f"trained parameters ({source(RANK_4)})."),
         ("Is it more accurate than its rivals?", "On images no: EWC, ER and PNN are more accurate if all are tuned by "
-         "the same rule. Only shared-private is less accurate.",
+         "the same rule, and shared-private is less accurate.",
          f"EWC {percent(EWC)}, ER {percent(ER)}, PNN {percent(PNN)}, LoRA r=4 {percent(LORA)}, shared-private "
          f"{percent(SHARED)}. {PLANNED_LINK}: LoRA minus "
          f"{planned('with task IDs', 'ewc', 'er', 'pnn', 'shared-private')}. Sequential fine-tuning has "
@@ -129,8 +129,8 @@ def answers() -> str:
         ("Which variant of LoRA?", "On images with task IDs, SD-LoRA, whose tasks share adapters. Without task IDs, no "
          "variant is clearly better. [Other studies](claims/shared-adapters.md) have other results.",
          f"With task IDs: SD-LoRA r=10 {percent(SD_LORA)}, LoRA r=10 {percent(FAMILY_LORA)}: "
-         f"{compared(SD_LORA, FAMILY_LORA, 'SD-LoRA')} ({source(SD_LORA)}). SD-LoRA was trained with SGD. If LoRA is, "
-         f"too, it reaches {percent(SGD_LORA)}: {compared(SGD_SD_LORA, SGD_LORA, 'SD-LoRA')} ({source(SGD_LORA)}). "
+         f"{compared(SD_LORA, FAMILY_LORA, 'SD-LoRA')} ({source(SD_LORA)}). SD-LoRA was trained with SGD. LoRA "
+         f"with SGD reaches {percent(SGD_LORA)}: {compared(SGD_SD_LORA, SGD_LORA, 'SD-LoRA')} ({source(SGD_LORA)}). "
          f"Without task IDs: EWC-LoRA r=10 {percent(CLASS_EWC_LORA)}, LoRA r=10 {percent(FAMILY_CLASS_LORA)}, SD-LoRA "
          f"r=10 {percent(CLASS_SD_LORA)}. EWC-LoRA and LoRA: "
          f"{compared(CLASS_EWC_LORA, FAMILY_CLASS_LORA, 'EWC-LoRA')}. SD-LoRA and LoRA: "
