@@ -41,6 +41,7 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 # The methods that the pages compare.
 ANSWER, CLASS = "answer:task", "answer:class"
 LORA, SHARED_LORA, EWC, ER, PNN, SHARED = ((ANSWER, label) for label in NAMES)
+HEAD_RATE = "lora-head-rate"  # LoRA r=4 with a learning rate of its own for the head
 NAIVE = (ANSWER, "naive:recipe.lr=3e-6:recipe.head_lr=3e-3")
 RIDGE, RANPAC = (ANSWER, "ridge:strength=1e3"), (ANSWER, "ranpac:ridge=1e6")
 FULL_RANPAC, FULL_LORA = ("vision_task_full", RANPAC[1]), ("vision_task_full", LORA[1])
@@ -105,7 +106,8 @@ def answers() -> str:
          "the same rule, and shared-private is less accurate.",
          f"EWC {percent(EWC)}, ER {percent(ER)}, PNN {percent(PNN)}, LoRA r=4 {percent(LORA)}, shared-private "
          f"{percent(SHARED)}. {PLANNED_LINK}: LoRA minus "
-         f"{planned('with task IDs', 'ewc', 'er', 'pnn', 'shared-private')}. Sequential fine-tuning has "
+         f"{planned('with task IDs', 'ewc', 'er', 'pnn', 'shared-private')}. With a separate learning rate for the "
+         f"head, LoRA r=4 has {percent((ANSWER, HEAD_RATE))} (exploratory). Sequential fine-tuning has "
          f"{percent(NAIVE)}, and one LoRA r=4 for all tasks {percent(SHARED_LORA)}. Right after a task is "
          f"learned, these two have {percent(NAIVE, LEARNING)} and {percent(SHARED_LORA, LEARNING)} on it, and one LoRA "
          f"per task {percent(LORA, LEARNING)}; this was not tested ({source(LORA)})."),

@@ -245,6 +245,8 @@ def test_what_the_pages_say_without_numbers_is_what_the_tests_say(script):
     assert {script.verdict(script.EWC, rival) for rival in (script.LORA, script.SHARED_LORA, script.ER, script.PNN,
                                                             script.SHARED, script.RIDGE)} == {"better"}
     assert 0 < script.mean(script.PNN) - script.mean(script.LORA) < 0.02
+    for study, lora in (script.LORA, script.CLASS_LORA):
+        assert abs(script.mean((study, script.HEAD_RATE)) - script.mean((study, lora))) < 0.01
     sharing = (script.EWC, script.SHARED_LORA, script.ER, script.NAIVE)
     assert script.mean(script.NAIVE) > script.mean(script.ER) and script.mean(script.NAIVE, script.FORGETTING) < 0.03
     assert min(script.mean(method, script.LEARNING) for method in sharing) > script.mean(script.LORA) + 0.05
