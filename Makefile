@@ -19,7 +19,7 @@ check:  ## lint and type-check
 test-extras:  ## run the tests that need an extra (Ray, PEFT, trackers, ...) in an environment with all of them
 	python -m nox -s extras
 
-test-all:  ## run the tests with every Python that is found, with the lowest versions allowed, and test-extras
+test-all:  ## run the tests with every Python that is found, with the lowest versions allowed, test-slow and test-extras
 	python -m nox
 
 stale:  ## list the committed records under reports/ that other code gave than is installed

@@ -20,6 +20,13 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that take long."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pytest", "--slow", "-m", "slow", *session.posargs)
+
+
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest Python and the lowest versions that pyproject.toml allows."""
@@ -31,9 +38,9 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """Run the tests that need an extra, with all extras installed; a skipped test is a failure."""
+    """Run the tests that need an extra, with all extras installed. One that is skipped is a failure."""
     session.install("-e", ".[test,all]", "gguf")
-    session.run("python", "-m", "pytest", "-m", "extra and not slow", "--no-skips", *session.posargs)
+    session.run("python", "-m", "pytest", "--slow", "-m", "extra", "--no-skips", *session.posargs)
 
 
 def lower_bounds() -> list[str]:

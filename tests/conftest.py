@@ -32,7 +32,7 @@ def pytest_collection_finish():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--no-skips", action="store_true", help="a test that would be skipped fails (make test-extras)")
+    parser.addoption("--no-skips", action="store_true", help="a test that needs an extra fails if it would be skipped (make test-extras)")
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too (make test-slow)")
 
 
@@ -61,6 +61,6 @@ def installed(name):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     report = yield
-    if report.skipped and item.config.getoption("--no-skips"):
+    if report.skipped and item.config.getoption("--no-skips") and item.get_closest_marker("extra"):
         report.outcome, report.longrepr = "failed", f"{item.nodeid} was skipped: {report.longrepr[2]}"
     return report
