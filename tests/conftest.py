@@ -32,7 +32,8 @@ def pytest_collection_finish():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--no-skips", action="store_true", help="a test that needs an extra fails if it would be skipped (make test-extras)")
+    parser.addoption("--no-skips", action="store_true",
+                     help="a test that needs an extra fails if it would be skipped (make test-extras)")
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too (make test-slow)")
 
 
