@@ -225,6 +225,20 @@ def test_verdicts_are_those_of_paired_t_tests_with_holms_correction(script, stud
         assert script.verdict((study, a), (study, b)) == expected, (a, b)
 
 
+def best_of_tuning(folder, row):
+    """Return the best accuracy of a row's candidates on development seed 1000 with task IDs, from tuning records."""
+    paths = (ROOT / "benchmarks/lora_question" / folder).glob("*.json")
+    records = [json.loads(path.read_text()) for path in paths]
+    return max(statistics.mean(record["R"][-1]) for record in records if record["label"].partition(":")[0] == row
+               and (record["trial"]["scenario"], record["trial"]["seed"]) == ("task", 1000))
+
+
+def test_what_the_pages_say_of_more_steps_is_what_the_tuning_records_say():
+    few, many = "answer_tuning/records", "answer_tuning/budget/records"
+    few_steps, many_steps = (best_of_tuning(folder, "naive") - best_of_tuning(folder, "lora") for folder in (few, many))
+    assert 0.04 < many_steps < few_steps - 0.03
+
+
 def planned(rival, task_ids):
     """Return difference, p-value and verdict of LoRA against a rival in the planned comparisons of `answer`."""
     tables = (ROOT / "reports/lora_question/answer/primary.md").read_text()
