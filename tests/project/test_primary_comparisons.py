@@ -115,6 +115,15 @@ def test_the_script_prints_all_tables(primary, tmp_path, capsys):
     assert printed.count("\n## ") == 5
 
 
+@pytest.mark.parametrize("row", ["ewc", "lora-head-rate"])
+def test_a_row_without_records_is_refused(primary, tmp_path, row):
+    study = write_study(primary, tmp_path / "s", range(10), accuracy_of)
+    for path in (study / "records").glob(f"{row}*.json"):
+        path.unlink()
+    with pytest.raises(SystemExit, match=f"{row}, scenario task: 0 of 10 seeds"):
+        primary.main(study)
+
+
 def test_it_uses_nothing_of_clbench():
     assert "import clbench" not in (text := (ROOT / "benchmarks/lora_question/primary.py").read_text())
     assert "from clbench" not in text
