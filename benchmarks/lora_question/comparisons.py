@@ -20,12 +20,14 @@ from verdicts import (
     shared_seeds,
 )
 
+from clbench.report.analysis.method_records import underfit_share
 from clbench.report.formatting import number
 from clbench.results.records import Record
 
 Studies = Sequence[Study]
 Test = Callable[[Studies], Iterator[Comparison]]
 FEW_TIMES, ALMOST_ALL = 10, 98.0
+UNDERFIT = "the less accurate side was underfit"
 UNSUITABLE = "the rival is untuned and worse than the linear probe"
 SMALL_BUFFER = "no ER buffer of at least half of what LoRA adds was run"
 
@@ -63,15 +65,19 @@ def compare_accuracy(rule: Rule, *rivals: str, benchmark: str = "", scenario: st
         for study in studies:
             if benchmark in ("", study.trial.benchmark.name) and scenario in ("", study.scenario):
                 for row, rival, main in pairs(study, rivals, same_backbone=same_backbone, frozen=frozen):
-                    yield difference(study, row, rival, rule, main=main, reason=unsuitable(study, rival))
+                    yield difference(study, row, rival, rule, main=main, reason=unsuitable(study, row, rival))
     return test
 
 
-def unsuitable(study: Study, rival: Row) -> str:
-    """Return why a comparison with a rival is inconclusive: it is untuned and significantly worse than a linear probe.
+def unsuitable(study: Study, row: Row, rival: Row) -> str:
+    """Return why a comparison with a rival is inconclusive, or an empty string if there is no reason.
 
-    Return an empty string if this is not so.
+    The less accurate side was underfit, or the rival is untuned and significantly worse than a linear probe.
     """
+    compared = difference(study, row, rival, is_above(0))
+    less_accurate = row if compared.interval().mean < 0 else rival
+    if underfit_share([less_accurate.trials[seed] for seed in compared.values]) is not None:
+        return UNDERFIT
     probe = study.main_row("frozen") if study.pretrained and not rival.tuned else None
     if probe is None or probe is rival or len(shared_seeds(rival, probe)) < 2:
         return ""

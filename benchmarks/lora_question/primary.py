@@ -78,7 +78,7 @@ def read(folder: Path, rows: tuple[str, ...], seeds: range, scenarios: tuple[str
 
 def summarize(accuracies: Accuracies, rows: tuple[str, ...]) -> list[str]:
     """Return the lines of a table of rows: means and standard deviations over seeds."""
-    lines = [f"| row | {' | '.join(SCENARIOS.values())} | trained without, ID given at test time |",
+    lines = [f"| row | {' | '.join(SCENARIOS.values())} | trained without task IDs, tested with them |",
              "| :-- | --: | --: | --: |"]
     for row in rows:
         series = [accuracies[row, scenario] for scenario in (*SCENARIOS, GIVEN)]
@@ -151,6 +151,12 @@ def main(study: Path, *larger_budget: Path) -> None:
     print("# Comparisons of the protocol\n\nMean accuracy over the ten tasks after the last one, in percent, over ten "
           "seeds. Each seed has its own training and test images. PROTOCOL.md defines the tests and verdicts. "
           + describe_origin(study))
+    print("\nDifferences are the accuracy of `lora` minus that of the other row, in points. The margin is 2 points. "
+          "*Worse* or *better by more than the margin*: the whole interval is beyond 2. *Not better*: the whole "
+          "interval is below +2, so LoRA may be worse. *Inconclusive*: the interval allows both. P-values have Holm's "
+          "correction. Intervals have Bonferroni's, which is wider, so an interval can include 0 although p is below 0.05.")
+    print("\n`naive` is sequential fine-tuning. `joint-equal-steps` trains on all tasks so far, 64 steps per task. "
+          "`lora-head-rate` and `seq-lora` were added after the tuning had begun. `shared-private` was underfit.")
     print("\n## Means, and standard deviations over seeds\n", *summarize(accuracies, ROWS), sep="\n")
     print("\n## Primary comparisons\n", *compare(accuracies, "lora", PRIMARY, True), sep="\n")
     print("\n## Secondary comparisons\n", *compare(accuracies, "lora", SECONDARY, True), sep="\n")

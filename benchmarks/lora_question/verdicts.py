@@ -10,6 +10,8 @@ from typing import Literal
 
 from evidence import Measure, Row, Study, accuracy, accuracy_with_ids
 
+from clbench.core.objective import ACCURACY
+from clbench.results.metrics import acc
 from clbench.results.paired import near_limit
 from clbench.results.stats import LEVEL, Interval, t_interval, welch_half_width
 
@@ -136,7 +138,7 @@ def difference(study: Study, row: Row, rival: Row, rule: Rule, *, main: bool = F
 def describe_accuracy(row: Row, seeds: Iterable[int]) -> str:
     """Return the mean accuracy over some seeds, in Class-IL also with task IDs if the records have it."""
     trials = [row.trials[seed] for seed in seeds]
-    text = f"{fmean(map(accuracy, trials)):.1f}%"
+    text = f"{ACCURACY.text(fmean(acc(trial.R) for trial in trials))}%"  # rounded as in the reports
     with_ids = [accuracy_with_ids(trial) for trial in trials]
     if trials and trials[0].trial.scenario == "class" and None not in with_ids:
         text += f" ({fmean(value for value in with_ids if value is not None):.1f}% with IDs)"

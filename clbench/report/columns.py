@@ -64,12 +64,14 @@ def _total(values: Sequence[float]) -> float | None:
     return sum(values) if values else None
 
 
-def _training_time(record: Record) -> float | None:
+def training_time(record: Record) -> float | None:
+    """Return the seconds of training and consolidation, None if they were not measured."""
     times = record.timings
     return sum(times.train) + sum(times.consolidate) if times.train else None
 
 
-def _training_cpu(record: Record) -> float | None:
+def training_cpu(record: Record) -> float | None:
+    """Return the processor seconds of training and consolidation, None if they were not measured."""
     times = record.timings
     return sum(times.train_cpu) + sum(times.consolidate_cpu) if times.train_cpu else None
 
@@ -155,7 +157,7 @@ BYTES = Measure(Column("bytes kept", "bytes", "down", "storage"),
                 lambda r, _: _last_sum(r.costs.bytes), COMPARISON, cost=True)
 COMPUTE = Measure(Column("training compute", "flops", "down"), lambda r, _: _total(r.costs.train_flops), COMPARISON,
                   cost=True, optional=True)
-TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: _training_time(r), COMPARISON, tested=True,
+TIME = Measure(Column("training time", "seconds", "down"), lambda r, _: training_time(r), COMPARISON, tested=True,
                cost=True)
 REPLAY = Measure(Column("replay samples", "count"), lambda r, _: _last_value(r.costs.replay_samples), MORE_COSTS)
 INFERENCE = Measure(Column("inference compute", "flops"), lambda r, _: _last_value(r.costs.inference_flops), MORE_COSTS,
@@ -199,7 +201,7 @@ MEASURES = (  # in the order of the tables' columns
     Measure(Column("training", "seconds"), lambda r, _: _total(r.timings.train), MORE_COSTS),
     Measure(Column("consolidation", "seconds"), lambda r, _: _total(r.timings.consolidate), MORE_COSTS),
     Measure(Column("evaluation", "seconds"), lambda r, _: _total(r.timings.evaluate), MORE_COSTS),
-    Measure(Column("training CPU", "seconds"), lambda r, _: _training_cpu(r), MORE_COSTS, optional=True),
+    Measure(Column("training CPU", "seconds"), lambda r, _: training_cpu(r), MORE_COSTS, optional=True),
     Measure(Column("evaluation CPU", "seconds"), lambda r, _: _total(r.timings.evaluate_cpu), MORE_COSTS,
             optional=True),
     Measure(Column("peak memory", "bytes"), lambda r, _: r.costs.peak_host_bytes, MORE_COSTS),

@@ -165,6 +165,9 @@ def _counts(families: list[tuple[int, str]]) -> str:
 
 
 def legend(setting: Setting) -> str:
-    """Explain which id each display name stands for, unless they are the same."""
+    """Explain which id each display name stands for, and which method a name is that the study gives."""
     names = [f"{m.label} = {m.id}" for m in setting.methods if m.label != m.id]
-    return f"Names for --methods: {'; '.join(names)}." if names else ""
+    own_names = [f"{m.label} = {m.strategy}" for m in setting.methods
+                 if m.label == m.id and m.id.partition(":")[0] != m.strategy]
+    return " ".join(f"{words}: {'; '.join(pairs)}." for words, pairs in (
+        ("Names for --methods", names), ("Names that the study gives", own_names)) if pairs)

@@ -265,6 +265,17 @@ def test_an_untuned_rival_below_the_linear_probe_is_inconclusive(studies):
     assert next(compare([alone])).verdict() == "supported"
 
 
+def test_a_method_that_loses_because_it_was_underfit_decides_nothing(studies):
+    study = next(s for s in studies if s.name == "answer (Task-IL)")
+    rule = verdicts.is_above(-2)
+    loser = next(comparisons.compare_accuracy(rule, "shared-private")([study]))
+    assert loser.main and loser.interval().low > 2
+    assert (loser.verdict(), loser.reason) == ("inconclusive", comparisons.UNDERFIT)
+    assert next(comparisons.compare_accuracy(rule, "ewc")([study])).verdict() == "contradicted"
+    private, lora = study.main_row("shared-private"), study.main_row("lora")
+    assert comparisons.unsuitable(study, private, lora) == comparisons.UNDERFIT  # on either side
+
+
 def test_the_main_row_is_the_best_of_rank_4_and_variants_have_their_best_training_configuration():
     study = evidence.Study("x", (row(0.9, rank=4, lr=0.1), row(0.91, rank=4, lr=0.2), row(0.3, rank=4, lr=0.3),
                                  row(0.5, rank=4, alpha=8, lr=0.1), row(0.99, rank=8)))

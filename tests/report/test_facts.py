@@ -73,12 +73,12 @@ def test_without_naive_there_is_no_column_of_differences():
 def test_the_column_of_differences_has_the_verdicts():
     section, = build(study(SHIFTS)).sections
     told = {row.label: cell for row, cell in zip(section.comparison.rows,
-                                                 section.comparison.cells("difference to naive"), strict=True)}
+                                                 section.comparison.cells("difference to Fine-tuning"), strict=True)}
     assert told["EWC"].text.startswith("-2") and told["EWC"].text.endswith(" (worse ○)")
     assert told["er"].text.startswith("+") and told["er"].text.endswith(" (better)")
     assert told["Fine-tuning"].text == ""
     near, = build(study({"ewc": 0.005, "er": -0.3, "naive": 0.0}, noise=0.01)).sections
-    assert near.comparison.cells("difference to naive")[0].text.endswith(" (not significant)")
+    assert near.comparison.cells("difference to Fine-tuning")[0].text.endswith(" (not significant)")
 
 
 def test_a_named_baseline_takes_the_place_of_naive():

@@ -213,6 +213,22 @@ def test_cautions_name_what_limits_the_conclusions():
              for r, s in zip(study(plain), itertools.cycle("ab"), strict=False)]
     assert cautions(mixed)[-1] == "The records come from 2 commits and 3 machines."
 
+    def timed(cpu, device="cpu"):
+        return [r.model_copy(update={"timings": r.timings.model_copy(update={"train": [90.0], "train_cpu": [cpu]}),
+                                     "provenance": r.provenance.model_copy(update={"device": device})})
+                if r.label == "er" and r.trial.seed == 1 else r for r in study(plain)]
+
+    assert cautions(timed(40.0))[-1] == (
+        "Training times include waiting for the processor; compare training CPU instead: er.")
+    for usual in (timed(50.0), timed(40.0, device="cuda")):
+        assert not any("waiting" in caution for caution in cautions(usual))
+
+
+def test_a_name_that_the_study_gives_is_explained():
+    records = [*study({"ewc": 0.9, "naive": 0.7}), make_record("lora", label="lora-head-rate")]
+    section, = build(records).sections
+    assert "Names that the study gives: lora-head-rate = lora." in str(section)
+
 
 def test_the_caution_on_tuning_leaves_out_variants_of_tuned_methods_and_references_do_not_count():
     wide = (0.03, -0.04, 0.02, 0.0, 0.03, -0.02)

@@ -93,7 +93,7 @@ def test_a_row_that_is_underfit_is_marked_and_loses_no_comparison_without_the_ma
     section, = build(study(0.65)).sections
     rows = {row.label: row for row in section.comparison.rows}
     assert [rows[label].marks for label in ("NCM", "er", "Fine-tuning")] == ["", "△", "△"]
-    against = dict(zip(rows, section.comparison.cells("difference to naive"), strict=True))
+    against = dict(zip(rows, section.comparison.cells("difference to Fine-tuning"), strict=True))
     assert against["NCM"].text == "+14.9 (better △)"
     assert section.headline[0] == ("Answer", "NCM (81.0%) is significantly better than er (66.1%, △).")
     assert ("Caution", "Underfit (the training loss stayed high): er and Fine-tuning.") in section.headline
@@ -114,8 +114,8 @@ def test_a_row_that_is_underfit_is_marked_and_loses_no_comparison_without_the_ma
 def test_a_row_that_has_learned_its_tasks_has_no_mark():
     section, = build(study(0.1)).sections
     assert not any(row.marks for row in section.comparison.rows)
-    assert dict(zip([row.label for row in section.comparison.rows], section.comparison.cells("difference to naive"),
-                    strict=True))["NCM"].text == "+14.9 (better)"
+    cells = section.comparison.cells("difference to Fine-tuning")
+    assert dict(zip([row.label for row in section.comparison.rows], cells, strict=True))["NCM"].text == "+14.9 (better)"
     assert "△" not in str(section)
 
 

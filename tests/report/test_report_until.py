@@ -76,7 +76,7 @@ def test_before_the_first_interim_analysis_differences_are_inconclusive():
     records = made(naive=[0.3, 0.31], er=[0.7, 0.72], ewc=[0.4, 0.39], lora=[0.5, 0.52])
     section, = report.build(records).sections
     assert section.headline[0][1] == "er (71.0%) leads, but there are too few seeds to show a difference."
-    assert [cell.text for cell in section.comparison.cells("difference to naive")] == [
+    assert [cell.text for cell in section.comparison.cells("difference to Fine-tuning")] == [
         "+40.5 (inconclusive)", "+20.5 (inconclusive)", "+9.0 (inconclusive)", ""]
     section, = report.build([r for r in records if r.label in ("er", "ewc")]).sections
     assert section.headline[0][1] == "er 71.0%, EWC 39.5%: inconclusive."
@@ -178,7 +178,7 @@ def test_a_named_baseline_is_the_one_of_the_column():
     rule = UntilDecided(baseline="ewc", first=3, most=8)
     section = report.build(made(rule, naive=[0.3, 0.31, 0.3], ewc=[0.5, 0.5, 0.51], er=[0.7, 0.69, 0.7])).sections[0]
     assert section.facts.baseline.other == "EWC"
-    assert "difference to ewc" in [column.title for column in section.comparison.columns]
+    assert "difference to EWC" in [column.title for column in section.comparison.columns]
 
 
 def test_a_record_keeps_its_rule(tmp_path, records):

@@ -15,8 +15,10 @@ from clbench.experiment.until import BEST, FIRST, MOST
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.learning import falling_loss, low_learning, steps_of_authors, trains_heads_slowly
 from clbench.report.analysis.method_records import CHANCE, UNDERFIT, MethodRecords
+from clbench.report.columns import training_cpu, training_time
 from clbench.report.decided import Facts
 from clbench.report.formatting import join_names, list_seeds
+from clbench.results.records import Record
 
 SEEDS = 5  # after one seed
 
@@ -223,7 +225,18 @@ def _every(setting: Setting) -> Iterator[str]:
     if storing := [m.label for m in candidates if stores_everything(m)]:
         yield (f"{join_names(storing, NAMES)} {'store' if len(storing) > 1 else 'stores'} all training samples, so "
                "training is close to joint training.")
+    if waiting := [m.label for m in methods if any(map(waited_for_processor, m.done))]:
+        yield (f"Training times include waiting for the processor; compare training CPU instead: "
+               f"{join_names(waiting, NAMES)}.")
     yield from _mixtures(setting)
+
+
+def waited_for_processor(record: Record) -> bool:
+    """Return whether a trial on a CPU trained for over a minute, more than half of it without using the processor."""
+    seconds, cpu = training_time(record), training_cpu(record)
+    if record.provenance.device != "cpu" or seconds is None or cpu is None:
+        return False
+    return seconds > max(60.0, 2 * cpu)
 
 
 def stores_everything(method: MethodRecords) -> bool:

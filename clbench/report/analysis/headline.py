@@ -36,18 +36,12 @@ def headline(setting: Setting, facts: Facts) -> tuple[Line, ...]:
 def difference_column(setting: Setting, compared: Compared) -> tuple[Column, list[Cell]]:
     """Return the column of each method's difference to the baseline, with its verdict in a word."""
     pairs = {pair.method: pair for pair in compared.pairs}
-    return (Column(f"difference to {baseline_name(setting, compared)}", _unit(setting)),
+    return (Column(f"difference to {compared.other}", _unit(setting)),
             [_cell(pairs.get(m.label), setting) for m in setting.methods])
 
 
 def _unit(setting: Setting) -> Unit:
     return difference_unit(setting.final.column.unit)
-
-
-def baseline_name(setting: Setting, compared: Compared) -> str:
-    """Return the name of the baseline in a column: its strategy if it has no options, else its label."""
-    method = next(m for m in setting.methods if m.label == compared.other)
-    return method.strategy if method.id == method.strategy else method.label
 
 
 def _cell(pair: Against | None, setting: Setting) -> Cell:

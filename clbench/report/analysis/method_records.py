@@ -33,9 +33,9 @@ MARKS = {
     INFERS: "The method was not given the task ID of a test sample and inferred it. Task-ID accuracy is how often it "
             "was right",
     OUTPUTS["own"]: "In training, new samples competed among the classes of their own task only (outputs = own), "
-                    "instead of among all classes so far. Older records have no mark",
+                    "instead of among all classes so far. Records from before this option have no mark",
     OUTPUTS["all"]: "In training, new samples competed among all outputs of the stream, including those of later "
-                    "classes (outputs = all). Older records have no mark",
+                    "classes (outputs = all). Records from before this option have no mark",
     STALE: "Some results are stale: they come from other code or data than there are now, or from several states of "
            "the method's code. Notes say which",
     RECIPE: "The method was trained with hyperparameters of its own",

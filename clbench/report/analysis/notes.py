@@ -77,7 +77,8 @@ def own_recipe(trial: Trial) -> str:
     if not trial.own_recipe:
         return ""
     used, default = trial.trained_by, trial.recipe
-    parts = [f"{name} {format_value(getattr(used, name))} instead of {format_value(getattr(default, name))}"
+    parts = [f"{name} {format_value(getattr(used, name))}"
+             + (f" instead of {format_value(usual)}" if (usual := getattr(default, name)) is not None else "")
              for name in trial.own_recipe]
     budget = ", so it had another budget" if set(trial.own_recipe) & set(BUDGET) else ""
     return f"trained with {', '.join(parts)}{budget}"
