@@ -63,7 +63,7 @@ class Count:
 
 
 def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained: bool | None = None,
-          training: bool = False) -> Count:
+          training: bool = False, cache_bytes: int | None = None) -> Count:
     """Return what a trial's method trains, stores and computes on a stream without values.
 
     If the method needs values that only data can give, the count ends there, and its note says so.
@@ -77,6 +77,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
             records: in batches as on a CPU and, if the task ID is given, as the mean over tasks. Otherwise one sample
             of the last task is predicted. Operations of consolidation that need values (per-sample gradients,
             decompositions) are not counted.
+        cache_bytes: most bytes that a phase may cache, so that they are computed once; None for the default.
 
     Raises:
         SpecError: model, method and stream do not fit together.
@@ -95,7 +96,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
         try:
             strategy = strategy_of_shapes(model, trial.method, stream, trial.scenario, pretrained, registry)
             result.remarks, result.keeps_less = strategy.notes, strategy.keeps_less
-            run = DryRun(strategy, stream, trial.trained_by if training else Recipe(), training)
+            run = DryRun(strategy, stream, trial.trained_by if training else Recipe(), training, cache_bytes)
             for index in range(stream.told_tasks):
                 run.train_task(index)
                 result.kept.append(measure(strategy))

@@ -53,12 +53,14 @@ class DryRun(TrainingLoop):
         recipe: the training configuration.
         counted: whether to count the FLOPs of all steps of a phase. If not, only the batches of one pass are drawn, to
             fill a replay buffer. This is also done for the remaining phases of a run once a loss needs values.
+        cache_bytes: most bytes that a phase may cache; None for the default.
     """
 
-    def __init__(self, strategy: Strategy, stream: Stream, recipe: Recipe, counted: bool) -> None:
+    def __init__(self, strategy: Strategy, stream: Stream, recipe: Recipe, counted: bool,
+                 cache_bytes: int | None = None) -> None:
         self.flops = FlopsCallback()
         replica = Replica(strategy, merge_tasks(stream) if stream.hidden else stream, seed=0)
-        super().__init__([replica], recipe.model_copy(update=CHEAP), [self.flops])
+        super().__init__([replica], recipe.model_copy(update=CHEAP), [self.flops], cache_bytes=cache_bytes)
         self.strategy = strategy
         self.costs = replica.costs
         self.counted = counted

@@ -26,6 +26,7 @@ from clbench.experiment.trial import Trial
 from clbench.experiment.workload import Speed, WorkEstimate, Workload, workload
 from clbench.report.formatting import number
 from clbench.strategy.base import Batch, Strategy
+from clbench.training import precision
 from clbench.training.budget import steps_of
 from clbench.training.building import build_model, channels_last, stream_info_of
 from clbench.training.costs import measure, model_bytes
@@ -97,7 +98,7 @@ def measure_speed(trial: Trial, stream: Stream, registry: Registry) -> ModelSpee
     """
     recipe, samples = trial.recipe, stream.tasks[0].train
     device = stream.tests.y.device
-    with seeds.scope(0, "pilot"):
+    with seeds.scope(0, "pilot"), precision.allow_tf32(recipe):
         model, _ = build_model(trial.model, None, stream.input_shape, stream.classes, registry)
         stream_info = stream_info_of(stream, trial.scenario, 0, False)
         strategy = Strategy(channels_last(model.to(device)), stream_info).to(device).train()

@@ -179,7 +179,8 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
             notes |= dict.fromkeys([*steps, *stream.notes])
             if stream.predicts_tokens:
                 notes |= dict.fromkeys(examples(stream, planned.trial.benchmark.options["tokenizer"]))
-            result = count(planned, stream_without_values(stream), experiment.registry, training=True)
+            result = count(planned, stream_without_values(stream), experiment.registry, training=True,
+                           cache_bytes=settings.cache_bytes)
         except MissingDataError as error:
             notes[f"{error}; FLOPs are counted once the data are there"] = None
             checks.skip_setting(planned)

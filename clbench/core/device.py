@@ -33,9 +33,13 @@ def pick_device(name: str) -> torch.device:
 def room_for_samples(device: torch.device) -> int | None:
     """Return how many bytes of a device's memory a stream's samples may use; None for the host.
 
-    This is half of the free memory. The other half is left for training.
+    This is half of the free memory. The other half is left for training. Memory that torch keeps from earlier trials
+    without using it counts as free.
     """
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    kept_unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + kept_unused) // 2
 
 
 def host_memory_left() -> int | None:

@@ -177,7 +177,8 @@ class TrialRunner:
             on_progress(replica.progress)
         trial = replicas[0].trial
         with precision.allow_tf32(trial.trained_by):
-            compiler = Compiler(self.device) if self.settings.compile else None
+            compiler = (Compiler(self.device, accumulates=trial.trained_by.accumulate > 1) if self.settings.compile
+                        else None)
             run_replicas(replicas, self._callbacks(replicas[0], on_progress, checkpoints, origin), compiler,
                          self.settings.cache_bytes, self.settings.verify_caches)
 

@@ -10,11 +10,11 @@ Example: a progressive network trains its second column on top of its frozen fir
 
     test samples ---> task 1's part ---> predictions          computed once per trial (`Strategy.parts_final`)
 
-A method declares what may be cached (docs/writing-a-strategy.md). Everything else is computed every time. In each phase
-and each evaluation, clbench computes one batch again, which the seed selects; the values must be equal bit for bit. A
-wrong declaration ends the trial with a `PluginError`; outputs of blocks that changed between evaluations are dropped.
-`--verify-caches` tests every batch, and the environment variable `CLBENCH_CACHE_FROZEN=0` turns off these caches.
-Prepared inputs need no declaration. A phase with a single pass over its samples caches nothing else.
+A method declares what may be cached (docs/writing-a-strategy.md). In each phase and each evaluation, clbench computes
+one batch again, which the seed selects; the values must be equal bit for bit. A wrong declaration ends the trial with a
+`PluginError`; outputs of blocks that changed between evaluations are dropped. `--verify-caches` tests every batch, and
+`CLBENCH_CACHE_FROZEN=0` in the environment turns off these caches. Prepared inputs need no declaration. A phase with a
+single pass over its samples caches nothing else.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
         most_blocks *= most_blocks > 1 or not first.stream_info.predicts_tokens
         # `frozen_outputs` needs the original inputs, so blocks are cached only if its outputs are cached, too.
         choices = [(most_blocks, frozen), (0, frozen), (0, False)]
-        blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, limit))
+        blocks, frozen = next(c for c in choices if not any(c) or fits(strategies, samples, *c, limit, autocast))
     if blocks:
         require_same_loss(first, samples[0], task, blocks, autocast)
     if blocks or frozen:
@@ -187,7 +187,8 @@ def phase_inputs(strategies: Sequence[Strategy], samples: Sequence[Samples], tas
             with autocast, context:
                 cached_samples.append(cache_inputs(strategy, part, blocks, frozen))
         return PhaseInputs(cached_samples, list(samples), blocks, True, autocast)
-    if prepared_in_batches(strategies, samples, draws, batch) or not fits(strategies, samples, 0, False, limit):
+    if prepared_in_batches(strategies, samples, draws, batch) or not fits(
+            strategies, samples, 0, False, limit, autocast):
         return raw
     prepared = {id(part): cache_inputs(first, part, 0, False) for part in {id(part): part for part in samples}.values()}
     return PhaseInputs([prepared[id(part)] for part in samples], list(samples), prepared=True)
@@ -230,13 +231,13 @@ def layout(part: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
-def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int, frozen: bool, limit: int) -> bool:
-    """Return whether the outputs to be stored take at most `limit` bytes."""
-    with torch.no_grad():
+def fits(strategies: Sequence[Strategy], samples: Sequence[Samples], blocks: int, frozen: bool, limit: int,
+         autocast: AbstractContextManager[object]) -> bool:
+    """Return whether the outputs to be stored, computed in the context `autocast`, take at most `limit` bytes."""
+    with torch.no_grad(), autocast:
         sample = samples[0].take(torch.arange(1, device=samples[0].index_device))
         size = sum(part.nbytes for part in compute(strategies[0], sample, blocks, frozen).values())
-    parts = samples if blocks or frozen else {id(part): part for part in samples}.values()
-    return size * sum(map(len, parts)) <= limit
+    return size * sum(map(len, samples if blocks or frozen else {id(s): s for s in samples}.values())) <= limit
 
 
 def prepared_in_batches(strategies: Sequence[Strategy], samples: Sequence[Samples], draws: int, batch: int) -> bool:

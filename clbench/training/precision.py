@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clbench.core.device import out_of_memory
 from clbench.core.errors import SpecError, message_of
 from clbench.core.torch_private import is_inside_vmap, storage_id, write_count
 from clbench.experiment.recipe import Recipe
@@ -109,9 +110,17 @@ SHOWN = 200  # characters of the compiler's errors, which can be pages long
 class Compiler:
     """Compiles the loss of each phase. A loss that cannot be compiled runs uncompiled, and `notes` has the reason."""
 
-    def __init__(self, device: torch.device, backend: str = "inductor") -> None:
-        """Compile for a device. `backend` is that of `torch.compile`; only tests use another one than the default."""
-        self.graphs = device.type == "cuda"
+    def __init__(self, device: torch.device, backend: str = "inductor", accumulates: bool = False) -> None:
+        """Compile for a device.
+
+        Args:
+            device: the device of the training.
+            backend: that of `torch.compile`; only tests use another one than the default.
+            accumulates: whether gradients of several losses are added. CUDA graphs are then not used, because the next
+                replay of a graph overwrites the gradients of the previous one.
+        """
+        self.device = device
+        self.graphs = device.type == "cuda" and not accumulates
         self.backend = backend
         self.notes: list[str] = []
 
@@ -122,7 +131,7 @@ class Compiler:
             SpecError: this machine has no working compiler for the device.
         """
         try:
-            self._compile(torch.sin)(torch.zeros(2, device="cuda" if self.graphs else "cpu"))
+            self._compile(torch.sin)(torch.zeros(2, device=self.device))
         except Exception as error:  # the compiler's errors have no common base class
             raise SpecError(f"--compile does not work here ({_summary(error)}); it needs a C++ compiler such as g++ "
                             "on a CPU, Triton and a C compiler on CUDA") from error
@@ -146,9 +155,9 @@ class Compiler:
                     return compiled(*args)
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 return compiled(*args).clone()  # the next replay overwrites the original
-            except torch.OutOfMemoryError:
-                raise  # the trial runner then tries smaller stacks
             except Exception as error:  # from the compiler, or from the loss, which then fails again uncompiled
+                if out_of_memory(error):
+                    raise  # the trial runner then tries smaller stacks
                 compiled = None
                 note = f"not compiled, ran as it is: {obstacle}{_summary(error)}"
                 if note not in self.notes:

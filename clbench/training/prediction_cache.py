@@ -29,7 +29,7 @@ from clbench.strategy.base import Prediction, Strategy, declares, overrides
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.cache import are_identical, explain_misuse, frozen_blocks, is_enabled, start_at
 
-BYTES = 2**28  # limit of the stored outputs of one trial
+BYTES = 2**28  # default limit of the stored outputs of one trial
 # Smallest number of batches of the samples, so that computing one batch again costs little. A batch of frozen blocks is
 # verified in every evaluation, but one of each task's part only in a few. Small batches slow down some parts.
 BLOCK_BATCHES, PART_BATCHES = 32, 8
@@ -59,12 +59,14 @@ class PredictionCache:
     Args:
         seed: the seed of the trial, which selects the batches to test.
         everything: whether every batch is computed again and compared.
+        limit: most bytes of stored outputs.
         evaluations: the number of evaluations so far, which `evaluate` counts.
         verified_in: the last evaluation in which outputs that all tasks share were verified.
     """
 
     seed: int = 0
     everything: bool = False
+    limit: int = BYTES
     evaluations: int = 0
     verified_in: int = -1
     stored: dict[tuple[int | None, str], dict[int, Tensor]] = field(default_factory=dict)  # by given task, part; batch
@@ -220,7 +222,7 @@ class PredictionCache:
         stored = self.stored.setdefault(key, {})
         if number not in stored:
             output = compute(x)
-            if self.stored_bytes() + output.nbytes > BYTES:
+            if self.stored_bytes() + output.nbytes > self.limit:
                 return output
             stored[number] = output
         return stored[number]

@@ -143,7 +143,14 @@ class LoRASub(SummedLoRA):
         return loss if self.base_learns else loss + self.options.strength * self.triplet(features, batch.y)
 
     def triplet(self, features: Tensor, y: Tensor) -> Tensor:
-        """Return the augmented triplet loss, a scalar, of features [N, D] with labels [N]."""
+        """Return the augmented triplet loss, a scalar, of features [N, D] with labels [N].
+
+        It is computed in float32 at least, because differences of bfloat16 products are mostly rounding errors.
+        """
+        device = features.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self.triplet(features.float(), y)
         unit, means = F.normalize(features), F.normalize(self.means)
         batch_distances = _distances(unit, unit)
         same_class = y[:, None] == y

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -115,9 +115,8 @@ def energy_shares(singular: Sequence[float]) -> list[float]:
     >>> energy_shares([2.0, 1.0, 0.0])
     [0.8, 1.0, 1.0]
     """
-    energies = [s * s for s in singular]
-    total = math.fsum(energies)
-    return [math.fsum(energies[:r + 1]) / total if total else 1.0 for r in range(len(energies))]
+    sums = list(accumulate(s * s for s in singular))
+    return [part / sums[-1] if sums[-1] else 1.0 for part in sums]
 
 
 def rank_holding(singular: Sequence[float], share: float) -> int:

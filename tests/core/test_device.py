@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from clbench.core.device import pick_device
+from clbench.core.device import pick_device, room_for_samples
 from clbench.core.errors import SpecError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.strategy.base import Strategy
@@ -27,6 +27,14 @@ def test_auto_is_cuda_or_the_cpu_and_never_mps(cuda, device, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(SpecError, match="device 'mps' is not available on this machine: use --device auto or cpu"):
         pick_device("mps")
+
+
+def test_samples_may_use_half_of_the_memory_that_is_free_or_kept_by_torch_without_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+    assert room_for_samples(torch.device("cuda")) == (20 + 60 - 10) // 2
+    assert room_for_samples(torch.device("cpu")) is None
 
 
 class WithoutFloat64(TorchFunctionMode):

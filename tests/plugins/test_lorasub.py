@@ -176,6 +176,20 @@ def test_the_triplet_loss_by_hand(labels, known):
     assert torch.isfinite(gradient).all()
 
 
+def test_under_bf16_the_triplet_loss_and_its_gradient_are_those_of_float32():
+    strategy = make(margin=0.3).float()
+    features = 1 + 0.1 * torch.randn(6, 12, generator=torch.Generator().manual_seed(3))  # close to each other
+    y = torch.tensor([2, 3, 2, 3, 3, 2])
+
+    x = features.bfloat16().requires_grad_()
+    expected = strategy.triplet(x.float(), y)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = strategy.triplet(x, y)
+    assert torch.equal(found, expected)
+    gradient, = torch.autograd.grad(found, x)
+    assert torch.equal(gradient, *torch.autograd.grad(expected, x)) and gradient.any()
+
+
 def test_the_loss_adds_the_triplet_loss_to_the_cross_entropy_of_the_own_classes():
     strategy = make(strength=0.7)
     for i in range(2):

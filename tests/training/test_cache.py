@@ -247,6 +247,20 @@ def test_no_more_is_stored_than_the_budget():
     assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=100).start == 0
 
 
+def test_what_is_stored_in_bfloat16_is_measured_in_bfloat16():
+    b = bench(discover().strategy("shared-private"), {}, "task")
+    b.learn(0)
+    b.strategy.requires_grad_(False)
+    b.strategy.train()
+    samples = b.stream.tasks[0].train
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    stored, = cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), autocast=autocast).samples
+    assert stored.x.dtype == torch.bfloat16
+    starts = [cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), autocast=autocast, limit=limit).start
+              for limit in (stored.x.nbytes, stored.x.nbytes - 1)]
+    assert starts == [2, 0]
+
+
 class Both(FrozenBlocks):
     """Frozen blocks, and a large frozen output that is computed from the inputs."""
 

@@ -85,7 +85,7 @@ def test_the_note_of_a_stack_with_bf16_says_that_stacks_cannot_be_compiled(monke
 
 @RECENT
 def test_notes_go_into_the_record(monkeypatch):
-    monkeypatch.setattr(trial, "Compiler", lambda device: Compiler(device, "eager"))
+    monkeypatch.setattr(trial, "Compiler", partial(Compiler, backend="eager"))
     runner = TrialRunner(ExecutionSettings(compile=True), "cpu", "a test")
     planned = plan(build({"methods": "naive", "seeds": 1, "recipe": {"iterations": 1}}), runner.registry)[0]
     plain = Strategy.loss
@@ -93,6 +93,22 @@ def test_notes_go_into_the_record(monkeypatch):
     record = runner.run(planned)
     assert record.status == "done" and len(record.notes) == 1
     assert record.notes[0].startswith("not compiled, ran as it is: GuardOnDataDependentSymNode: Could not guard")
+
+
+def test_graphs_of_cuda_are_not_replayed_while_gradients_are_added():
+    cuda = torch.device("cuda:1")
+    assert Compiler(cuda).graphs and not Compiler(cuda, accumulates=True).graphs and not Compiler(CPU).graphs
+
+
+def test_a_full_memory_is_no_failure_of_the_compiler():
+    def loss(x):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    compiler = Compiler(CPU, "eager")
+    compiler._compile = lambda function: function
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        compiler(loss)(torch.zeros(1))
+    assert not compiler.notes
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):

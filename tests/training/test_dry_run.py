@@ -89,6 +89,12 @@ def test_the_counts_are_what_a_run_records(runner, method, model, scenario):
     assert [kept.replay_samples for kept in found.kept] == record.costs.replay_samples
 
 
+def test_what_is_not_cached_is_counted_in_every_step():
+    one, stream = planned("lora", "mlp", epochs=2), stream_of_shapes(5, 10, MNIST, "task", 800)
+    cached, repeated = (count(one, stream, REGISTRY, training=True, cache_bytes=size) for size in (None, 0))
+    assert sum(repeated.train_flops) > 1.2 * sum(cached.train_flops)
+
+
 def test_the_flops_of_a_multilayer_perceptron_are_those_of_its_products():
     widths = [784, 400, 400]
     body = sum(2 * a * b for a, b in itertools.pairwise(widths))

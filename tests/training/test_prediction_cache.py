@@ -6,10 +6,15 @@ import torch
 from clbench.core.errors import PluginError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
+from clbench.execution.trial_runner import TrialRunner
+from clbench.experiment.execution_settings import ExecutionSettings
+from clbench.experiment.plan import plan
+from clbench.experiment.spec import build
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.testing.tiny import TASKS, bench
 from clbench.training import prediction_cache
+from clbench.training.callbacks import evaluation as evaluation_callback
 from clbench.training.evaluation import evaluate
 from clbench.training.prediction_cache import PredictionCache
 
@@ -224,11 +229,27 @@ def test_every_batch_is_compared_on_demand(everything):
         evaluate(b.strategy, b.stream, "class", 1, cache)
 
 
+@pytest.mark.parametrize(("megabytes", "limit"), [(0, 0), (1, 2**19), (2**20, prediction_cache.BYTES)])
+def test_the_members_of_a_stack_share_the_room_of_the_execution_settings(megabytes, limit, monkeypatch, tmp_path):
+    caches = []
+
+    def noted(*args):
+        caches.append(PredictionCache(*args))
+        return caches[-1]
+
+    monkeypatch.setattr(evaluation_callback, "PredictionCache", noted)
+    runner = TrialRunner(ExecutionSettings(data=tmp_path, cache_mb=megabytes), "cpu", "a test", discover())
+    planned = plan(build({"methods": "pnn", "model": "mlp:width=8", "seeds": 2, "benchmark": "split-mnist-5k:tasks=2",
+                          "recipe": {"iterations": 2}}), runner.registry)
+    assert [record.status for record in runner.run_stack(planned)] == ["done", "done"]
+    assert {one.limit for one in caches} == {limit}
+    assert any(one.stored_bytes() for one in caches) == (limit > 0)
+
+
 def test_no_more_is_stored_than_there_is_room_for_and_nothing_where_it_is_turned_off(monkeypatch):
     b = bench(discover().strategy("ncm"), {"base": "random"}, "task")
     b.learn(0)
-    monkeypatch.setattr(prediction_cache, "BYTES", SAMPLES * b.strategy.model.head.in_features * 4)
-    cache = PredictionCache()
+    cache = PredictionCache(limit=SAMPLES * b.strategy.model.head.in_features * 4)
     rows = [evaluate(b.strategy, b.stream, "task", 1, cache) for _ in range(2)]
     assert rows[0] == rows[1] == evaluate(b.strategy, b.stream, "task", 1)
     assert sum(len(part) for parts in cache.stored.values() for part in parts.values()) == SAMPLES

@@ -22,7 +22,7 @@ from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock, measure
 from clbench.training.evaluation import evaluate
-from clbench.training.prediction_cache import PredictionCache
+from clbench.training.prediction_cache import BYTES, PredictionCache
 from clbench.training.replica import Replica
 
 
@@ -39,15 +39,19 @@ class EvaluationCallback(Callback):
         self.decomposition = decomposition or ErrorDecomposition()
         self.verify_caches = verify_caches
         self.caches: dict[Replica, PredictionCache] = {}
+        self.cache_limit = BYTES  # of each replica
 
     def on_start(self, training: Training) -> None:
         """Add the row of R before the first task, unless a checkpoint had it already."""
+        if training.cache_bytes is not None:
+            self.cache_limit = min(BYTES, training.cache_bytes // len(training.replicas))
         for replica in training.replicas:
             if not replica.R:
                 self.add_row(replica, training.recipe, 0)
 
     def on_task(self, training: Training, task: int) -> None:
         """Add the footprint, and a row of R."""
+        self.caches = {r: cache for r, cache in self.caches.items() if r in training.replicas}
         for replica in training.replicas:
             replica.add_footprint(measure(replica.strategy))
             self.add_row(replica, training.recipe, task + 1)
@@ -55,7 +59,7 @@ class EvaluationCallback(Callback):
     def add_row(self, replica: Replica, recipe: Recipe, learned: int) -> None:
         """Evaluate on all tasks and add the row; decomposing its errors does not count as evaluation time."""
         scenario, is_last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
-        cache = self.caches.setdefault(replica, PredictionCache(replica.seed, self.verify_caches))
+        cache = self.caches.setdefault(replica, PredictionCache(replica.seed, self.verify_caches, self.cache_limit))
         began = Clock.now()
         with precision.autocast_context(recipe, replica.strategy.class_mask.device, replica.strategy):
             tally = self.decomposition.make_tally(replica.stream, scenario, learned)

@@ -45,6 +45,7 @@ class Training(Protocol):
     recipe: Recipe
     train_step: TrainStep | None  # the training step of the current phase, or of the latest one
     compiled: bool  # whether losses are compiled
+    cache_bytes: int | None  # most bytes that caches may take; None for the default
 
     def drop_failed(self) -> None:
         """Keep only the replicas that have not failed."""
