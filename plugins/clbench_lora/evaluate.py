@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clbench import Task
 from clbench.core.artifacts import task_folder
 from clbench.core.errors import DataError, SpecError, StoreError
 from clbench.data.stream import Stream
@@ -76,8 +75,9 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         device: str = "auto") -> int:
     """Train another adapter and head on a saved base in the trial's configuration, and return their task's number.
 
-    The base and the other adapters are only read. Seeds are those of the trial, so on the same machine the adapter of a
-    removed task is reproduced bit for bit. The exception is the first task with `base = task1`: the adapter now gets
+    The base and the other adapters are only read. Seeds are those of the trial, so the adapter of a removed task is
+    reproduced bit for bit on the same machine with the same number of threads, if the trial was trained alone and not
+    in a stack. The exception is the first task with `base = task1`: the adapter now gets
     the whole budget, of which W took half in the trial.
 
     Args:
@@ -117,10 +117,8 @@ def add(source: TrialAdapters, task: int, benchmark: Resolved | None = None, dat
         result, = TrainingLoop([replica], trial.trained_by).train_task(task)
     if result.diverged is not None:
         raise SpecError(f"training diverged: {result.diverged}; nothing was added")
-    stream_task = stream.tasks[task]
-    learned = Task(task, stream_task.classes, stream_task.train, stream_task.class_names)
     write_adapter(task_folder(source.folder, number), strategy.adapter(
-        learned, source.record.key, source.digest, number, None if is_trial_benchmark else origin))
+        replica.task(task), source.record.key, source.digest, number, None if is_trial_benchmark else origin))
     return number
 
 

@@ -164,8 +164,10 @@ class LoRALayer(nn.Module):
             # Scaling r values costs less than scaling all outputs, but a bias of B must be scaled too.
             added: Tensor = (self.scaling * self.lora_B[adapter](low) if self.lora_bias
                              else self.lora_B[adapter](self.scaling * low))
-            if self.init == "pissa":
-                added = added - self.scaling * F.linear(F.linear(x, self.pissa_A), self.pissa_B)
+            if self.init == "pissa":  # in the same order of operations, so that the start is exactly Wx
+                start = F.linear(x, self.pissa_A)
+                added = added - (self.scaling * F.linear(start, self.pissa_B) if self.lora_bias
+                                 else F.linear(self.scaling * start, self.pissa_B))
             if self.lora_magnitude_vector is not None:
                 added = self._rescaled(out, added, adapter)
             out = out + added

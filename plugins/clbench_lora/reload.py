@@ -1,6 +1,7 @@
 """Rebuild strategies from any of a trial's saved adapters, on their base.
 
-On the same machine, a reloaded strategy gives the same outputs as the original one, bit for bit.
+On the same machine with the same number of threads, a reloaded strategy gives the same outputs as the original one, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from clbench_lora.run_adapters import TrialAdapters
 from clbench_lora.strategy import LoRA
 
 
-def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | None = None) -> LoRA:
+def rebuild(source: TrialAdapters, tasks: int, prepare: Prepare | None) -> LoRA:
     """Return a trial's strategy with its saved base W, on the CPU, with no task learned yet.
 
     Because W is loaded, the option `base` of the rebuilt strategy is always `pretrained`, even if the trial's differs.
 
     Args:
         source: the trial's saved adapters.
-        tasks: the total number of tasks to expect; by default the trial's.
-        prepare: turns raw samples into inputs.
+        tasks: the total number of tasks to expect.
+        prepare: turns raw samples into inputs; None if they are inputs.
 
     Raises:
         SpecError: adapters of the trial's method cannot be loaded, or their files lack what is needed to infer tasks.
@@ -53,7 +54,7 @@ def rebuild(source: TrialAdapters, tasks: int | None = None, prepare: Prepare | 
         raise StoreError(f"the base in {source.folder} does not fit model {trial.model}: "
                          f"{message_of(error, 200)}") from None
     stream_info = StreamInfo(
-        source.outputs, len(source.stream.classes) if tasks is None else tasks, trial.scenario, shape,
+        source.outputs, tasks, trial.scenario, shape,
         seeds.generator(trial.seed, "strategy"), pretrained=True, prepare=prepare or Prepare(),
         is_text=source.registry.model(trial.model.name).text)
     method = trial.method.model_copy(update={"options": {**trial.method.options, "base": "pretrained"}})

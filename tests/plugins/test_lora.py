@@ -188,6 +188,20 @@ def test_pissa_starts_from_the_largest_singular_values_and_changes_nothing_until
     assert not torch.allclose(layer(x), base(x), atol=1e-4)
 
 
+@pytest.mark.parametrize("scaling", [0.5, 8 / 3])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_pissa_starts_exactly_from_the_function_of_its_layer(scaling, kind, bias):
+    torch.manual_seed(0)
+    base = nn.Linear(64, 48)
+    layer = LoRALayer(base, 3, scaling, init="pissa", bias=bias)
+    layer.add()
+    layer.active = (0,)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+        x = torch.rand(4, 64)
+        assert torch.equal(layer(x), base(x))
+
+
 def test_pissa_of_a_trained_base_starts_from_the_trained_weights():
     strategy = lora(init="pissa", rank=2)
     learn(strategy, make_task(0))
