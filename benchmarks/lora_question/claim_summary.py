@@ -78,8 +78,8 @@ The rules of verdicts were written after the first runs, and the rules of counti
 ## Limitations
 
 - **Small images, one budget.** The ViT sees 56-pixel images that were enlarged from 32 x 32. A task has 500 images and
-  64 steps. A study with 256 steps is [unfinished](../benchmarks/lora_question/PROTOCOL.md). The ranking may depend on
-  the budget.
+  64 steps. In unfinished [tuning runs](../benchmarks/lora_question/PROTOCOL.md) with 256 steps, EWC's lead over LoRA
+  shrinks to a few points.
 - **Backbones.** The ViT-S/14 was fine-tuned for saliency detection on unnamed images; it is not DINOv2. No study has
   the usual ViT-B/16.
 - **Easy texts.** With task IDs, a linear probe on MiniLM is as good as joint training.
