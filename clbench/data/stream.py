@@ -36,27 +36,23 @@ class StreamTask:
     """One task: its classes (outputs of the model, in stream order), and its training and test samples.
 
     The labels y of samples are outputs of the model. `class_names` are the names of `classes`, in the same order;
-    empty if classes have no names. If the arrival of training samples is changed (`clbench.data.arrival`), `met` are
-    the classes of this task's training samples, and `met_names` their names if known. Otherwise both are empty.
+    empty if classes have no names. `train_classes` and `train_class_names` are those of the training samples, which
+    differ only if their arrival is changed (`clbench.data.arrival`); the task's own are the default.
     """
 
     classes: tuple[int, ...]
     train: Samples
     test: Samples
     class_names: tuple[str, ...] = ()
-    met: tuple[int, ...] = ()
-    met_names: tuple[str, ...] = ()
+    train_classes: tuple[int, ...] = ()
+    train_class_names: tuple[str, ...] = ()
     test_rows: Tensor | None = None  # rows of the test samples (`raw.Split.rows`), on the CPU
 
-    @property
-    def taught(self) -> tuple[int, ...]:
-        """Return the classes of the task's training samples."""
-        return self.met or self.classes
-
-    @property
-    def taught_names(self) -> tuple[str, ...]:
-        """Return the names of `taught`, in the same order; empty if classes have no names."""
-        return self.met_names if self.met else self.class_names
+    def __post_init__(self) -> None:
+        """Let the training samples have the task's own classes, unless others are given."""
+        if not self.train_classes:
+            object.__setattr__(self, "train_classes", self.classes)
+            object.__setattr__(self, "train_class_names", self.class_names)
 
 
 @dataclass(frozen=True)
@@ -104,13 +100,13 @@ class Stream(HasObjective):
         return tokens.is_text(stored_inputs(self.tasks[0].train))
 
     @property
-    def told_tasks(self) -> int:
+    def tasks_for_strategy(self) -> int:
         """Return the number of tasks that a strategy sees: 1 if task boundaries are hidden."""
         return 1 if self.hidden else len(self.tasks)
 
     def arrived(self, learned: int) -> list[int]:
         """Return the sorted outputs of the classes that have training samples in the first `learned` tasks."""
-        return sorted(set(chain.from_iterable(task.taught for task in self.tasks[:learned])))
+        return sorted(set(chain.from_iterable(task.train_classes for task in self.tasks[:learned])))
 
     @property
     def tested_tasks(self) -> tuple[StreamTask, ...]:

@@ -121,7 +121,7 @@ def merge_tasks(stream: Stream) -> Stream:
     """Return a stream with hidden boundaries as one task, as the strategy sees it; dry runs use it."""
     parts = [task.train.of_one_task() for task in stream.tasks]
     single_task = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts),
-                          class_names=(), met=())
+                          class_names=(), train_classes=())
     return replace(stream, tasks=(single_task,), hidden=False)
 
 
