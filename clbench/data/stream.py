@@ -17,7 +17,7 @@ from clbench.core.errors import SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules, shared_outputs
-from clbench.data import cache
+from clbench.data import stream_cache
 from clbench.data.own.samples import some
 from clbench.data.own_options import OwnOptions
 from clbench.data.photo_files import Photos
@@ -135,7 +135,7 @@ class Stream(HasObjective):
         transforms, always move to the device. Photos that stay in their files never do.
         """
         moved: dict[int, Tensor] = {}
-        cache = PermutedInputCache()
+        permuted = PermutedInputCache()
 
         def move(tensor: Tensor) -> Tensor:
             if id(tensor) not in moved:
@@ -149,7 +149,7 @@ class Stream(HasObjective):
 
         def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
-                return part.moved(move, cache)
+                return part.moved(move, permuted)
             if isinstance(part, PhotoSamples):
                 return PhotoSamples(part.photos, move(part.y), move(part.tasks))
             if isinstance(part, StochasticSamples):
@@ -180,12 +180,13 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     Args:
         benchmark: the benchmark's name and all its options.
         scenario: `task`, `class` or `domain`.
-        seed: the trial's seed; used only if the stream depends on it (`cache.depends_on_seed`) or for validation.
+        seed: the trial's seed; used only if the stream depends on it (`stream_cache.depends_on_seed`), or for
+            validation.
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: the installed benchmarks.
         validation: share of the training samples that replaces the test samples; 0 changes nothing.
         verify: whether to read all data files again, even if their size and times are the same
-            (`cache.read_or_build`).
+            (`stream_cache.read_or_build`).
 
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
@@ -214,9 +215,9 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
         from clbench.data.avalanche.build import build_raw
 
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
-                         seed if cache.depends_on_seed(benchmark, registry) else 0)
+                         seed if stream_cache.depends_on_seed(benchmark, registry) else 0)
 
-    return cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
+    return stream_cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
 
 
 def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
@@ -226,7 +227,7 @@ def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
         return _unlabeled(raw, scenario, name)
     maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len(set(chain.from_iterable(table.values() for table in maps)))
-    cache = PermutedInputCache()
+    permuted = PermutedInputCache()
     total = hashlib.sha256(raw.digest.encode())
     tasks = []
     tests = raw.test if common is None else raw.test * len(maps)
@@ -239,7 +240,7 @@ def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                       relabel(split.y, common, f"benchmark {name!r}: the test set", "no training experience has"))
             total.update(y_test.numpy().tobytes())
             test = wrap_eagerly(split, y_test, index)
-        tasks.append(StreamTask(tuple(table.values()), wrap_lazily(train, y, index, cache), test,
+        tasks.append(StreamTask(tuple(table.values()), wrap_lazily(train, y, index, permuted), test,
                                 tuple(raw.class_names[label] for label in table) if raw.class_names else (),
                                 test_rows=split.rows))
     shape = tuple(raw.train[0].x.shape[1:])
@@ -267,13 +268,13 @@ def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                   task_names=raw.task_names, target=raw.target)
 
 
-def wrap_lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
+def wrap_lazily(split: Split, y: Tensor, task: int, permuted: PermutedInputCache) -> Samples:
     """Return the samples of a split; permutations and random transforms are applied when inputs are requested."""
     if split.draw is not None and isinstance(split.x, Tensor):
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None or isinstance(split.x, Photos):
         return wrap_eagerly(split, y, task)
-    return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), cache)
+    return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), permuted)
 
 
 def wrap_eagerly(split: Split, y: Tensor, task: int) -> Samples:

@@ -13,11 +13,11 @@ from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples
 from clbench.core.errors import SpecError, WriteError
 from clbench.core.registry import Registry, discover
-from clbench.data import cache
 from clbench.data.arrival import arrive
 from clbench.data.own.instructions import FileContent, hashes_of, read_general
 from clbench.data.samples import WriteCounts
 from clbench.data.stream import Stream, load_stream
+from clbench.data.stream_cache import depends_on_seed
 from clbench.execution.trial_record import describe_steps, failure_of, note_of_stack, record_of, settings_problem
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
@@ -235,7 +235,7 @@ class TrialRunner:
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device; it is loaded again if a failed trial has changed its samples."""
-        seeded = trial.validation or trial.arrival.changes or cache.depends_on_seed(trial.benchmark, self.registry)
+        seeded = trial.validation or trial.arrival.changes or depends_on_seed(trial.benchmark, self.registry)
         seed = trial.seed if seeded else 0
         key = (str(trial.benchmark), trial.scenario, trial.validation, seed, trial.model.options.get("size"),
                self.registry.model(trial.model.name).channels, trial.preprocessing, trial.arrival)

@@ -29,11 +29,11 @@ from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
 from clbench.training.budget import whole_phase
-from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
 from clbench.training.members import Unstackable, require_same_phases, require_stackable, separate_draws
 from clbench.training.optimizers import make_schedule
+from clbench.training.phase_cache import PhaseInputs
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, TaskResult, begin_phase, on_host
 from clbench.training.sampling import StreamSampler, division_notes
