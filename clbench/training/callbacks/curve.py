@@ -278,7 +278,7 @@ def eval_mode(strategies: Sequence[Strategy]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> str:
+def describe_evaluation_cost(recipe: Recipe, stream: Stream, every: int, samples: int) -> str:
     """Describe what evaluation during training costs: evaluations, samples, and the approximate share of FLOPs."""
     evaluations = predicted = trained = 0
     sizes = sorted(min(samples, len(task.test)) for task in stream.tasks)

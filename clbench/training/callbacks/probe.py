@@ -71,7 +71,7 @@ class Moments:
         return weight, (share - mean @ weight).masked_fill(self.labels == 0, float("-inf"))
 
 
-def cost(stream: Stream) -> str:
+def describe_probe_cost(stream: Stream) -> str:
     """Describe what probing all tasks of a stream costs a trial."""
     train, test = (sum(len(getattr(task, part)) for task in stream.tasks) for part in ("train", "test"))
     return (f"--probe: each trial sends {train:,} training and {test:,} test samples through its network about twice "
