@@ -105,7 +105,8 @@ def answers() -> str:
          f"trained parameters. The rates were chosen by test accuracy, and the full models have one rate for backbone "
          f"and head, which is probably too low for the head ({source(RANK_4)})."),
         ("Is it more accurate than its rivals?", "On images no, with a short training: if all are tuned by the same "
-         "rule, EWC and ER are clearly more accurate, and PNN slightly. Shared-private is less accurate, but it was underfit.",
+         "rule, EWC and ER are clearly more accurate, and PNN slightly. Shared-private is less accurate, but it was "
+         "underfit.",
          f"EWC {percent(EWC)}, ER {percent(ER)}, PNN {percent(PNN)}, LoRA r=4 {percent(LORA)}, shared-private "
          f"{percent(SHARED)}. {PLANNED_LINK}: LoRA compared with "
          f"{planned('with task IDs', 'ewc', 'er', 'pnn', 'shared-private')}. With a separate learning rate for the "

@@ -154,7 +154,8 @@ def main(study: Path, *larger_budget: Path) -> None:
     print("\nDifferences are the accuracy of `lora` minus that of the other row, in points. The margin is 2 points. "
           "*Worse* or *better by more than the margin*: the whole interval is beyond 2. *Not better*: the whole "
           "interval is below +2, so LoRA may be worse. *Inconclusive*: the interval allows both. P-values have Holm's "
-          "correction. Intervals have Bonferroni's, which is wider, so an interval can include 0 although p is below 0.05.")
+          "correction. Intervals have Bonferroni's, which is wider, so an interval can include 0 although p is "
+          "below 0.05.")
     print("\n`naive` is sequential fine-tuning. `joint-equal-steps` trains on all tasks so far, 64 steps per task. "
           "`lora-head-rate` and `seq-lora` were added after the tuning had begun. `shared-private` was underfit.")
     print("\n## Means, and standard deviations over seeds\n", *summarize(accuracies, ROWS), sep="\n")
