@@ -22,7 +22,7 @@ from clbench.data import default_data_dir
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
-from clbench.training import cache
+from clbench.training import phase_cache
 from clbench.training.sampling import BatchSampler
 from clbench.training.steps import make_train_step, take_step
 
@@ -43,7 +43,7 @@ def loops(setting: Setting) -> dict[str, Callable[[], None]]:
     member = runner._replica(planned)
     task = member.begin(0)
     member.strategy.train()
-    samples = cache.phase_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]
+    samples = phase_cache.phase_inputs([member.strategy], [task.train], 0, len(task.train)).samples[0]
     order = BatchSampler(len(samples), setting.batch_size, seed=0, task=0)
     train_step = make_train_step([member.strategy], planned.trial.recipe, None)
     model, losses = model_of(setting), list[Tensor]()

@@ -25,7 +25,7 @@ from clbench.data import default_data_dir
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.plan import plan
-from clbench.training import cache
+from clbench.training import phase_cache
 from clbench.training.sampling import BatchSampler
 from clbench.training.steps import make_train_step, take_step
 
@@ -44,7 +44,7 @@ def step_of(method: str, model: str, seeds: int, batch_size: int, data: Path, de
     for member in members:
         member.strategy.train()
     strategies = [member.strategy for member in members]
-    given = cache.phase_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
+    given = phase_cache.phase_inputs(strategies, [task.train for task in tasks], 0, len(tasks[0].train))
     orders = [BatchSampler(len(task.train), batch_size, seed, 0) for seed, task in enumerate(tasks)]
     train_step = make_train_step(strategies, planned[0].trial.recipe, None)
     losses: list[torch.Tensor] = []

@@ -4,8 +4,8 @@ Steps are of one kind if their batches have the same shapes and replayed samples
 gradients are computed, its own buffers must have the same shapes, too. A member of a stack counts as if it trained
 alone, except that its texts have the padding of the stack, and that a stack whose outputs exceed the limit of the cache
 computes them in every step. A compiled loss counts as if it were not compiled. In a stack or compiled, the loss of the
-first member runs once more, alone, for each kind of step. What a phase caches (`clbench.training.cache`) is counted
-once, when it is computed.
+first member runs once more, alone, for each kind of step. What a phase caches (`clbench.training.phase_cache`) is
+counted once, when it is computed.
 
 Calls of modules in `prepare_batch` can differ from step to step, so they are counted in every step, and the other
 operations once for each kind of draw. A strategy's own training loop is counted as a whole.
@@ -30,9 +30,9 @@ from clbench.models.scoring import IGNORED
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training import precision
-from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import batch_size, given_tasks
+from clbench.training.phase_cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult, require_losses
 from clbench.training.sampling import divide_batches
 from clbench.training.stacked_step import LossModule

@@ -97,7 +97,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
             strategy = strategy_of_shapes(model, trial.method, stream, trial.scenario, pretrained, registry)
             result.remarks, result.keeps_less = strategy.notes, strategy.keeps_less
             run = DryRun(strategy, stream, trial.trained_by if training else Recipe(), training, cache_bytes)
-            for index in range(stream.told_tasks):
+            for index in range(stream.tasks_for_strategy):
                 run.train_task(index)
                 result.kept.append(measure(strategy))
                 if training and not run.uncounted:
@@ -106,7 +106,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
             tested = task_ids if training else task_ids[-1:]
             result.flops = round(mean(sample_flops(strategy, stream, task, batch) for task in tested))
         except RuntimeError as error:  # torch raises it if the value of a meta tensor is needed
-            progress = f"{len(result.kept)} of {stream.told_tasks} tasks"
+            progress = f"{len(result.kept)} of {stream.tasks_for_strategy} tasks"
             result.note = f"cannot be counted without data after {progress} ({typed_message(error, 200)})"
     if run is None:
         return result
@@ -115,7 +115,7 @@ def count(planned: PlannedTrial, stream: Stream, registry: Registry, pretrained:
     result.steps = run.costs.steps
     if run.uncounted:
         result.remarks.append(f"FLOPs of its training cannot be counted without data ({run.uncounted})")
-    elif training and len(run.costs.train_flops) >= stream.told_tasks:
+    elif training and len(run.costs.train_flops) >= stream.tasks_for_strategy:
         result.train_flops = run.costs.train_flops
     return result
 

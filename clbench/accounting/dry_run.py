@@ -32,9 +32,9 @@ from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.training.budget import shares_of
 from clbench.training.building import build_strategy, stream_info_of
-from clbench.training.cache import PhaseInputs
 from clbench.training.costs import nbytes
 from clbench.training.loop import TrainingLoop
+from clbench.training.phase_cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.sampling import BatchSampler, StreamSampler
 from clbench.training.steps import take_step

@@ -156,7 +156,7 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
     from clbench.accounting.shapes import stream_without_values
     from clbench.data.datasets import without_downloads
     from clbench.data.own.instruction_streams import examples
-    from clbench.execution.trial_record import describe_steps
+    from clbench.execution.trial_record import describe_training
     from clbench.execution.trial_runner import TrialRunner
 
     settings = experiment.spec.execution.model_copy(update={"compile": False})
@@ -175,8 +175,8 @@ def forecasts(experiment: Experiment) -> tuple[dict[Kind, Forecast], list[str]]:
             with without_downloads():
                 stream = runner.stream(planned.trial)
             refuse_default_domain(planned, stream, experiment.registry)
-            steps = describe_steps(planned.trial, planned.label, stream, runner.settings)
-            notes |= dict.fromkeys([*steps, *stream.notes])
+            lines = describe_training(planned.trial, planned.label, stream, runner.settings)
+            notes |= dict.fromkeys([*lines, *stream.notes])
             if stream.predicts_tokens:
                 notes |= dict.fromkeys(examples(stream, planned.trial.benchmark.options["tokenizer"]))
             result = count(planned, stream_without_values(stream), experiment.registry, training=True,

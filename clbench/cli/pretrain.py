@@ -64,7 +64,7 @@ def pretrain(trial: Trial, out: Path, settings: ExecutionSettings, device: str, 
     samples = Samples.concat(*(task.train for task in tasks)) if len(tasks) > 1 else tasks[0].train
     samples = samples.of_one_task()
     joint_stream = replace(stream, tasks=(replace(tasks[0], classes=tuple(range(stream.classes)), train=samples,
-                                                  class_names=()),))
+                                                  class_names=(), train_classes=()),))
     loop = TrainingLoop([Replica(strategy, joint_stream, trial.seed)], trial.recipe, cache_bytes=settings.cache_bytes)
     with precision.allow_tf32(trial.recipe):
         trained, = loop.train_task(0)

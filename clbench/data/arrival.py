@@ -135,8 +135,8 @@ class Plan:
                                 "less")
             parts = [t.train for t in self.before.tasks]
             train = gather_samples(parts, self.home[rows], self.row[rows], self.y[rows], index)
-            met, names = self._find_classes(task, set(train.y.tolist()), arrival.moves)
-            tasks.append(replace(task, train=train, met=met, met_names=names))
+            classes, names = self._find_classes(task, set(train.y.tolist()), arrival.moves)
+            tasks.append(replace(task, train=train, train_classes=classes, train_class_names=names))
             values, kind_count = (self.home, self.tasks) if self.shared else (self.y, self.before.classes)
             counts.append(tuple(torch.bincount(values[rows], minlength=kind_count).tolist()))
         return replace(self.before, tasks=tuple(tasks), fingerprint=total.hexdigest()[:16], arrivals=tuple(counts))
@@ -150,9 +150,9 @@ class Plan:
         pairs = chain.from_iterable(zip_longest(t.classes, t.class_names) for t in (task, *self.before.tasks))
         present_pairs = [(c, name) for c, name in pairs if c in there]
         names = dict(reversed(present_pairs))
-        met = tuple(dict.fromkeys(c for c, _ in present_pairs))
+        classes = tuple(dict.fromkeys(c for c, _ in present_pairs))
         has_names = bool(task.class_names) and not (self.shared and moved)
-        return met, tuple(names[c] for c in met) if has_names else ()
+        return classes, tuple(names[c] for c in classes) if has_names else ()
 
 
 def gather_samples(parts: Sequence[Samples], home: Tensor, rows: Tensor, y: Tensor, task: int) -> Samples:

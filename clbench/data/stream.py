@@ -17,7 +17,7 @@ from clbench.core.errors import SpecError
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules, shared_outputs
-from clbench.data import cache
+from clbench.data import stream_cache
 from clbench.data.own.samples import some
 from clbench.data.own_options import OwnOptions
 from clbench.data.photo_files import Photos
@@ -36,27 +36,23 @@ class StreamTask:
     """One task: its classes (outputs of the model, in stream order), and its training and test samples.
 
     The labels y of samples are outputs of the model. `class_names` are the names of `classes`, in the same order;
-    empty if classes have no names. If the arrival of training samples is changed (`clbench.data.arrival`), `met` are
-    the classes of this task's training samples, and `met_names` their names if known. Otherwise both are empty.
+    empty if classes have no names. `train_classes` and `train_class_names` are those of the training samples, which
+    differ only if their arrival is changed (`clbench.data.arrival`); the task's own are the default.
     """
 
     classes: tuple[int, ...]
     train: Samples
     test: Samples
     class_names: tuple[str, ...] = ()
-    met: tuple[int, ...] = ()
-    met_names: tuple[str, ...] = ()
+    train_classes: tuple[int, ...] = ()
+    train_class_names: tuple[str, ...] = ()
     test_rows: Tensor | None = None  # rows of the test samples (`raw.Split.rows`), on the CPU
 
-    @property
-    def taught(self) -> tuple[int, ...]:
-        """Return the classes of the task's training samples."""
-        return self.met or self.classes
-
-    @property
-    def taught_names(self) -> tuple[str, ...]:
-        """Return the names of `taught`, in the same order; empty if classes have no names."""
-        return self.met_names if self.met else self.class_names
+    def __post_init__(self) -> None:
+        """Let the training samples have the task's own classes, unless others are given."""
+        if not self.train_classes:
+            object.__setattr__(self, "train_classes", self.classes)
+            object.__setattr__(self, "train_class_names", self.class_names)
 
 
 @dataclass(frozen=True)
@@ -104,13 +100,13 @@ class Stream(HasObjective):
         return tokens.is_text(stored_inputs(self.tasks[0].train))
 
     @property
-    def told_tasks(self) -> int:
+    def tasks_for_strategy(self) -> int:
         """Return the number of tasks that a strategy sees: 1 if task boundaries are hidden."""
         return 1 if self.hidden else len(self.tasks)
 
     def arrived(self, learned: int) -> list[int]:
         """Return the sorted outputs of the classes that have training samples in the first `learned` tasks."""
-        return sorted(set(chain.from_iterable(task.taught for task in self.tasks[:learned])))
+        return sorted(set(chain.from_iterable(task.train_classes for task in self.tasks[:learned])))
 
     @property
     def tested_tasks(self) -> tuple[StreamTask, ...]:
@@ -139,7 +135,7 @@ class Stream(HasObjective):
         transforms, always move to the device. Photos that stay in their files never do.
         """
         moved: dict[int, Tensor] = {}
-        cache = PermutedInputCache()
+        permuted = PermutedInputCache()
 
         def move(tensor: Tensor) -> Tensor:
             if id(tensor) not in moved:
@@ -153,7 +149,7 @@ class Stream(HasObjective):
 
         def samples(part: Samples, streamed: bool = False) -> Samples:
             if isinstance(part, PermutedSamples):
-                return part.moved(move, cache)
+                return part.moved(move, permuted)
             if isinstance(part, PhotoSamples):
                 return PhotoSamples(part.photos, move(part.y), move(part.tasks))
             if isinstance(part, StochasticSamples):
@@ -184,12 +180,13 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     Args:
         benchmark: the benchmark's name and all its options.
         scenario: `task`, `class` or `domain`.
-        seed: the trial's seed; used only if the stream depends on it (`cache.depends_on_seed`) or for validation.
+        seed: the trial's seed; used only if the stream depends on it (`stream_cache.depends_on_seed`), or for
+            validation.
         data_dir: folder of data sets and of the cache (`streams/`).
         registry: the installed benchmarks.
         validation: share of the training samples that replaces the test samples; 0 changes nothing.
         verify: whether to read all data files again, even if their size and times are the same
-            (`cache.read_or_build`).
+            (`stream_cache.read_or_build`).
 
     Raises:
         DataError: the data are missing, or the benchmark fails, is empty or does not fit the scenario.
@@ -218,9 +215,9 @@ def read_benchmark(benchmark: Resolved, seed: int, data_dir: Path, registry: Reg
         from clbench.data.avalanche.build import build_raw
 
         return build_raw(registry.benchmark(benchmark.name), benchmark.options, data_dir,
-                         seed if cache.depends_on_seed(benchmark, registry) else 0)
+                         seed if stream_cache.depends_on_seed(benchmark, registry) else 0)
 
-    return cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
+    return stream_cache.read_or_build(benchmark, seed, data_dir, registry, build, verify)
 
 
 def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
@@ -230,7 +227,7 @@ def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
         return _unlabeled(raw, scenario, name)
     maps = scenario_rules(scenario).outputs(raw.orders, name)
     classes = len(set(chain.from_iterable(table.values() for table in maps)))
-    cache = PermutedInputCache()
+    permuted = PermutedInputCache()
     total = hashlib.sha256(raw.digest.encode())
     tasks = []
     tests = raw.test if common is None else raw.test * len(maps)
@@ -243,7 +240,7 @@ def to_stream(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                       relabel(split.y, common, f"benchmark {name!r}: the test set", "no training experience has"))
             total.update(y_test.numpy().tobytes())
             test = wrap_eagerly(split, y_test, index)
-        tasks.append(StreamTask(tuple(table.values()), wrap_lazily(train, y, index, cache), test,
+        tasks.append(StreamTask(tuple(table.values()), wrap_lazily(train, y, index, permuted), test,
                                 tuple(raw.class_names[label] for label in table) if raw.class_names else (),
                                 test_rows=split.rows))
     shape = tuple(raw.train[0].x.shape[1:])
@@ -271,13 +268,13 @@ def _unlabeled(raw: RawStream, scenario: Scenario, name: str) -> Stream:
                   task_names=raw.task_names, target=raw.target)
 
 
-def wrap_lazily(split: Split, y: Tensor, task: int, cache: PermutedInputCache) -> Samples:
+def wrap_lazily(split: Split, y: Tensor, task: int, permuted: PermutedInputCache) -> Samples:
     """Return the samples of a split; permutations and random transforms are applied when inputs are requested."""
     if split.draw is not None and isinstance(split.x, Tensor):
         return StochasticSamples(split.x, y, torch.full_like(y, task), split.draw)
     if split.permutation is None or isinstance(split.x, Photos):
         return wrap_eagerly(split, y, task)
-    return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), cache)
+    return PermutedSamples(split.x, split.permutation, y, torch.full_like(y, task), permuted)
 
 
 def wrap_eagerly(split: Split, y: Tensor, task: int) -> Samples:

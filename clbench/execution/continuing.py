@@ -210,7 +210,8 @@ def join_streams(outline: StreamOutline, earlier: Stream | None, more: Stream, t
     device, learned = more.tasks[0].test.y.device, len(outline.classes)
     tasks = list(make_noise_stream(outline).to(device).tasks)
     if earlier is not None:
-        tasks = [replace(noise, test=_in_memory(task.test), class_names=task.class_names)
+        tasks = [replace(noise, test=_in_memory(task.test), class_names=task.class_names,
+                         train_class_names=task.class_names)
                  for noise, task in zip(tasks, earlier.tasks, strict=True)]
     table = torch.tensor(outputs, device=device)
     for task in more.tasks:

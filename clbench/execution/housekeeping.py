@@ -121,7 +121,7 @@ def garbage(folders: Sequence[Path], data_dir: Path, registry: Registry) -> list
 
 def _streams(records: Iterable[Record], data_dir: Path, registry: Registry) -> set[str]:
     """Return the names of the cached streams that the trials of records would read."""
-    from clbench.data import cache
+    from clbench.data import stream_cache
     from clbench.data.contents import data_files
 
     benchmarks = {(str(r.trial.benchmark), r.trial.seed): r.trial.benchmark for r in records}
@@ -130,7 +130,7 @@ def _streams(records: Iterable[Record], data_dir: Path, registry: Registry) -> s
         try:
             info = registry.benchmark(benchmark.name)
             place = data_files(info, benchmark.options, data_dir).place if info.cached else ""
-            used.add(cache.key_of(benchmark, seed, registry, place) or "")
+            used.add(stream_cache.key_of(benchmark, seed, registry, place) or "")
         except ClbenchError:  # without the benchmark or its files, no trial can read its stream
             continue
     return used

@@ -238,13 +238,13 @@ def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, note
     with_data = [r for r in records if r.stream and r.stream.data]
     if not with_data:
         return {}
-    from clbench.data import cache
+    from clbench.data import stream_cache
 
     digests: dict[str, str] = {}
     by_benchmark: dict[tuple[str, int], str] = {}
     for record in with_data:
         benchmark = record.trial.benchmark
-        seed = record.trial.seed if cache.depends_on_seed(benchmark, registry) else 0
+        seed = record.trial.seed if stream_cache.depends_on_seed(benchmark, registry) else 0
         if (str(benchmark), seed) not in by_benchmark:
             by_benchmark[str(benchmark), seed] = _digest(record.trial, seed, data_dir, registry, notes,
                                                                 verify, note)
@@ -255,13 +255,13 @@ def _data_of(records: Sequence[Record], registry: Registry, data_dir: Path, note
 def _digest(trial: Trial, seed: int, data_dir: Path, registry: Registry, notes: list[str], verify: bool,
             note: Note) -> str:
     """Return the hash of a benchmark's data, from the header of its cached stream or by reading the data."""
-    from clbench.data import cache
+    from clbench.data import stream_cache
 
     began = time.monotonic()
     aim = f"reading {trial.benchmark.name}, to know whether its results still stand"
     try:
         with _report_if_long(aim, note):
-            if cached_digest := cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
+            if cached_digest := stream_cache.known_digest(trial.benchmark, seed, data_dir, registry, verify):
                 return cached_digest[:DIGITS]
             from clbench.data.datasets import without_downloads
             from clbench.data.stream import read_benchmark

@@ -15,8 +15,8 @@ from clbench.data.stream import Stream
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import Trial
 from clbench.results.records import DIGITS, SCHEMA, Failure, Provenance, Record, StreamFacts
-from clbench.training.budget import describe_steps_granted, steps_of
-from clbench.training.callbacks.curve import cost_in_words
+from clbench.training.budget import describe_task_steps, steps_of
+from clbench.training.callbacks.curve import describe_evaluation_cost
 from clbench.training.costs import PeakMemory
 from clbench.training.replica import Replica
 
@@ -55,14 +55,14 @@ def settings_problem(stream: Stream, settings: ExecutionSettings, general: Colle
             if stream.common_test else f"{flag} is about classes, which this benchmark does not have; leave it out")
 
 
-def steps_in_words(trial: Trial, label: str, stream: Stream) -> str:
+def describe_trial_steps(trial: Trial, label: str, stream: Stream) -> str:
     """Describe the number of steps of a trial's tasks, in a line that is equal for all methods that share a recipe."""
     samples = [len(task.train) for task in stream.tasks]
     if stream.hidden:
         recipe = trial.trained_by
         return (f"one pass over {sum(samples):,} samples, batch {recipe.batch_size:,}: "
                 f"{steps_of(recipe, sum(samples)):,} optimizer steps; methods do not know where tasks end")
-    usual, special = (describe_steps_granted(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
+    usual, special = (describe_task_steps(recipe, samples) for recipe in (trial.recipe, trial.trained_by))
     return usual if special == usual else f"{label}, by a recipe of its own: {special}"
 
 
@@ -109,8 +109,9 @@ def record_of(replica: Replica, origin: Provenance, memory: PeakMemory, weights:
                                                        "weights": weights}))
 
 
-def describe_steps(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:
+def describe_training(trial: Trial, label: str, stream: Stream, settings: ExecutionSettings) -> list[str]:
     """Return lines on the number of a trial's steps and on the cost of evaluation during training, if it is enabled."""
-    steps, interval = steps_in_words(trial, label, stream), settings.evaluate_every
-    cost = [] if interval is None else [cost_in_words(trial.trained_by, stream, interval, settings.evaluate_samples)]
-    return [steps, *cost]
+    steps, interval = describe_trial_steps(trial, label, stream), settings.evaluate_every
+    if interval is None:
+        return [steps]
+    return [steps, describe_evaluation_cost(trial.trained_by, stream, interval, settings.evaluate_samples)]

@@ -13,12 +13,12 @@ from clbench.core import identity, seeds
 from clbench.core.device import out_of_memory, pick_device, room_for_samples
 from clbench.core.errors import SpecError, WriteError
 from clbench.core.registry import Registry, discover
-from clbench.data import cache
 from clbench.data.arrival import arrive
 from clbench.data.own.instructions import FileContent, hashes_of, read_general
 from clbench.data.samples import WriteCounts
 from clbench.data.stream import Stream, load_stream
-from clbench.execution.trial_record import describe_steps, failure_of, note_of_stack, record_of, settings_problem
+from clbench.data.stream_cache import depends_on_seed
+from clbench.execution.trial_record import describe_training, failure_of, note_of_stack, record_of, settings_problem
 from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.experiment.trial import PlannedTrial, Progress, Trial
 from clbench.persistence.callbacks import CheckpointCallback, SaveCallback, restore_optimizer_state
@@ -37,12 +37,12 @@ from clbench.training.building import (
     require_parts_fit,
     stream_info_of,
 )
-from clbench.training.callbacks import probe
 from clbench.training.callbacks.curve import CurveCallback
 from clbench.training.callbacks.error_decomposition import ErrorDecomposition
 from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.callbacks.language import language_callback
+from clbench.training.callbacks.probe import describe_probe_cost
 from clbench.training.costs import PeakMemory
 from clbench.training.members import Unstackable, share_equal
 from clbench.training.precision import Compiler
@@ -90,8 +90,9 @@ class TrialRunner:
         name = label or trial.method.name
         language = language_callback(stream, trial, self.general)
         warning = storage_warning(name, self.build(trial, stream, check=True)[0], stream)
-        cost = probe.cost(stream) if ErrorDecomposition.for_settings(self.settings, trial.scenario).probed else ""
-        return [*describe_steps(trial, name, stream, self.settings), *stream.notes,
+        is_probed = ErrorDecomposition.for_settings(self.settings, trial.scenario).probed
+        cost = describe_probe_cost(stream) if is_probed else ""
+        return [*describe_training(trial, name, stream, self.settings), *stream.notes,
                 *(language.notes if language else ()), *filter(None, (cost, warning))]
 
     @cached_property
@@ -141,8 +142,7 @@ class TrialRunner:
             del replicas
             by_key: dict[str, Record] = {}
             for level in sorted(set(tasks_learned)):
-                part = [planned_trial for planned_trial, learned in zip(planned, tasks_learned, strict=True)
-                        if learned == level]
+                part = [p for p, learned in zip(planned, tasks_learned, strict=True) if learned == level]
                 by_key |= {record.key: record for record in self.run_stack(part, on_progress)}
             return [by_key[planned_trial.trial.key] for planned_trial in planned]
         memory = PeakMemory(self.device)
@@ -235,7 +235,7 @@ class TrialRunner:
 
     def stream(self, trial: Trial) -> Stream:
         """Return a trial's stream on the device; it is loaded again if a failed trial has changed its samples."""
-        seeded = trial.validation or trial.arrival.changes or cache.depends_on_seed(trial.benchmark, self.registry)
+        seeded = trial.validation or trial.arrival.changes or depends_on_seed(trial.benchmark, self.registry)
         seed = trial.seed if seeded else 0
         key = (str(trial.benchmark), trial.scenario, trial.validation, seed, trial.model.options.get("size"),
                self.registry.model(trial.model.name).channels, trial.preprocessing, trial.arrival)

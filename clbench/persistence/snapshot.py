@@ -223,7 +223,7 @@ def outline_of(replica: Replica) -> StreamOutline:
         sample_dtype="uint8" if raw.dtype == torch.uint8 else "int32" if stream.is_text else "float32",
         input_shape=list(stream.input_shape), prepare=stream.prepare, outputs=stream.classes,
         class_names=names_of(stream), classes=[list(task.classes) for task in stream.tasks],
-        taught=[list(task.taught) for task in stream.tasks],
+        taught=[list(task.train_classes) for task in stream.tasks],
         offered=offered.tolist(), hidden=stream.hidden, batch=batch_size(stream, stream.tests.y.device),
         objective=stream.objective, target=stream.target)
 
@@ -255,7 +255,7 @@ def make_noise_stream(outline: StreamOutline) -> Stream:
 
     tasks = []
     for index, (classes, taught) in enumerate(zip(outline.classes, outline.taught, strict=True)):
-        met = () if taught == classes else tuple(taught)
-        tasks.append(StreamTask(tuple(classes), noise(taught, index), noise(classes, index), met=met))
+        tasks.append(StreamTask(tuple(classes), noise(taught, index), noise(classes, index),
+                                train_classes=tuple(taught)))
     return Stream(tuple(tasks), outline.outputs, tuple(outline.input_shape), outline.prepare, "", (),
                   hidden=outline.hidden, objective=objective, target=outline.target)

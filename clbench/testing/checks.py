@@ -55,9 +55,9 @@ from clbench.testing.tiny import (
     training,
     unchanged,
 )
-from clbench.training.cache import are_identical
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
+from clbench.training.phase_cache import are_identical
 
 
 def check_logits(make: Make) -> None:

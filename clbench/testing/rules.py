@@ -30,10 +30,10 @@ from clbench.testing.tiny import (
     tiny_stream,
     train_tasks,
 )
-from clbench.training.cache import are_identical
 from clbench.training.costs import measure, role
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
+from clbench.training.phase_cache import are_identical
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.sampling import StreamSampler
 from clbench.training.stream_loop import StreamLoop

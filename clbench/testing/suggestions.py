@@ -14,9 +14,9 @@ from clbench.core.scenario import Scenario
 from clbench.report.formatting import join_names
 from clbench.strategy.base import Strategy, declares
 from clbench.testing.tiny import RECIPE, TASKS, Bench, Make, predict_all, stack_problem, train_tasks
-from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.loop import TrainingLoop
+from clbench.training.phase_cache import PhaseInputs
 from clbench.training.prediction_cache import PredictionCache
 
 MUCH = 1.5  # minimum speedup for which a declaration is suggested

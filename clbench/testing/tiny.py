@@ -37,11 +37,11 @@ from clbench.persistence.strategy_state import UNCHANGING, is_plain
 from clbench.strategy.base import Batch, Strategy, Task, declares
 from clbench.training.budget import phases_of, shares_of, steps_of
 from clbench.training.building import channels_last, require_outputs, stream_info_of
-from clbench.training.cache import are_identical
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.evaluation import given_tasks, require_prediction
 from clbench.training.loop import TrainingLoop
 from clbench.training.members import Unstackable
+from clbench.training.phase_cache import are_identical
 from clbench.training.prediction_cache import PredictionCache
 from clbench.training.replica import Replica, begin_phase
 from clbench.training.sampling import divide_batches

@@ -69,14 +69,14 @@ def whole_phase(recipe: Recipe, stream: Stream) -> PhaseSpec:
     return PhaseSpec(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr)
 
 
-def describe_steps_granted(recipe: Recipe, samples: Sequence[int]) -> str:
+def describe_task_steps(recipe: Recipe, samples: Sequence[int]) -> str:
     """Describe the number of optimizer steps that a recipe gives a task, with a hint if they are few.
 
     Args:
         recipe: the recipe of the trials.
         samples: the number of training samples of each task.
 
-    >>> describe_steps_granted(Recipe(), [96, 120])
+    >>> describe_task_steps(Recipe(), [96, 120])
     '10 optimizer steps a task (96 to 120 samples, batch 128, 10 epochs): few; --epochs N or --iterations N gives more'
     """
     steps = [steps_of(recipe, count) for count in samples]

@@ -229,7 +229,7 @@ def _check_weights(weights: Weights) -> Path:
 def stream_info_of(stream: Stream, scenario: Scenario, seed: int, pretrained: bool) -> StreamInfo:
     """Return the `StreamInfo` of a trial's strategy, with a generator for the trial's seed."""
     return StreamInfo(
-        classes=stream.classes, tasks=stream.told_tasks, scenario=scenario, input_shape=stream.input_shape,
+        classes=stream.classes, tasks=stream.tasks_for_strategy, scenario=scenario, input_shape=stream.input_shape,
         generator=seeds.generator(seed, "strategy"), pretrained=pretrained, prepare=stream.prepare,
         is_text=stream.is_text, objective=stream.objective, target=stream.target, boundaries=not stream.hidden)
 
@@ -285,7 +285,7 @@ def require_parts_fit(trial: Trial, strategy: Strategy, stream: Stream) -> None:
         if problem:
             raise SpecError(problem)
         for index, task in enumerate(stream.tasks):
-            strategy.require_classes(index, task.taught)
+            strategy.require_classes(index, task.train_classes)
 
 
 def channels_last(model: Network) -> Network:

@@ -35,14 +35,14 @@ from clbench.data.samples import Samples
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Task
 from clbench.strategy.granted import PhaseSpec
-from clbench.training import cache, precision
+from clbench.training import phase_cache, precision
 from clbench.training.budget import phases_of, steps_of, steps_per_epoch
-from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback, Callbacks
 from clbench.training.costs import Clock
 from clbench.training.members import Unstackable, require_same_phases, require_stackable, separate_draws
 from clbench.training.optimizers import make_schedule
 from clbench.training.own_loop import run_own_loop
+from clbench.training.phase_cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult, begin_phase, on_host
 from clbench.training.sampling import BatchSampler, division_notes, item_lengths
 from clbench.training.steps import TrainStep, keep_members, make_train_step, take_step
@@ -184,7 +184,7 @@ class TrainingLoop:
         indices = [partial(sampler.next_indices, torch.device("cpu")) for sampler in samplers]
         requests = [sampler.peek_requests(strategy, phase.steps)
                     for sampler, strategy in zip(samplers, strategies, strict=True)]
-        with (cache.start_at(strategies, inputs.start),
+        with (phase_cache.start_at(strategies, inputs.start),
               prefetch(inputs.samples, indices, phase.steps) as drawn, decode_ahead(drawn, requests) as decoded):
             if not losses:
                 self.callbacks.on_step(self, index, 0, steps)
@@ -224,8 +224,8 @@ class TrainingLoop:
             return PhaseInputs(samples, samples)
         autocast = precision.autocast_context(self.recipe, self.replicas[0].strategy.class_mask.device)
         around = [self.callbacks.around_prepare(replica) for replica in self.replicas]
-        return cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, draws,
-                                  self.recipe.batch_size, autocast, self.cache_bytes, around)
+        return phase_cache.phase_inputs([replica.strategy for replica in self.replicas], samples, index, draws,
+                                        self.recipe.batch_size, autocast, self.cache_bytes, around)
 
     def _samplers(self, samples: Sequence[Samples], tasks: Sequence[Task], phase: int | None = None
                   ) -> list[BatchSampler]:

@@ -1,10 +1,10 @@
 """Cache of test predictions: outputs of final parts and of frozen first blocks are computed once.
 
-As in training (`clbench.training.cache`), methods declare what may be cached. Each evaluation computes some batches
-again and compares them with the stored outputs. These are stored in the batches in which they were computed, so that a
-batch that is computed again is equal bit for bit. The outputs of a final part, that of a learned task, never change.
-Frozen blocks may change between evaluations, and so may the starting model, which predicts for tasks that are not
-learned yet. Their stored outputs are then dropped.
+As in training (`clbench.training.phase_cache`), methods declare what may be cached. Each evaluation computes some
+batches again and compares them with the stored outputs. These are stored in the batches in which they were computed, so
+that a batch that is computed again is equal bit for bit. The outputs of a final part, that of a learned task, never
+change. Frozen blocks may change between evaluations, and so may the starting model, which predicts for tasks that are
+not learned yet. Their stored outputs are then dropped.
 
 Of language models, only the scores of final parts are cached, if the task is given. A task that is not given is
 inferred again for all test items, which are then predicted again. Frozen blocks are not cached, because the hidden
@@ -27,7 +27,7 @@ from clbench.core.errors import PluginError
 from clbench.data.tests import Tests
 from clbench.strategy.base import Prediction, Strategy, declares, overrides
 from clbench.strategy.per_task import PerTaskStrategy
-from clbench.training.cache import are_identical, explain_misuse, frozen_blocks, is_enabled, start_at
+from clbench.training.phase_cache import are_identical, explain_misuse, frozen_blocks, is_enabled, start_at
 
 BYTES = 2**28  # default limit of the stored outputs of one trial
 # Smallest number of batches of the samples, so that computing one batch again costs little. A batch of frozen blocks is

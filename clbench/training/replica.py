@@ -144,7 +144,7 @@ class Replica(TrialResults):
         if self.stream.hidden:
             return Task(0, tuple(range(self.stream.classes)), UNSEEN)
         stream_task = self.stream.tasks[index]
-        return Task(index, stream_task.taught, stream_task.train, stream_task.taught_names)
+        return Task(index, stream_task.train_classes, stream_task.train, stream_task.train_class_names)
 
     def begin(self, index: int) -> Task:
         """Activate the outputs of a task, call `before_task`, and return the task.
@@ -159,7 +159,8 @@ class Replica(TrialResults):
         if self.stream.hidden:
             self.strategy.class_mask.fill_(rules.shared_outputs)
         else:
-            for rows, outputs in rules.in_loss([t.taught for t in self.stream.tasks], index, self.strategy.activated):
+            classes = [stream_task.train_classes for stream_task in self.stream.tasks]
+            for rows, outputs in rules.in_loss(classes, index, self.strategy.activated):
                 self.strategy.class_mask[rows.start:rows.stop, outputs] = True
         with seeds.scope(self.seed, "strategy", index):
             self.strategy.before_task(task)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, Strategy, overrides
 from clbench.training import precision
-from clbench.training.cache import start_at
 from clbench.training.optimizers import (
     OptimizerStates,
     guarded_heads,
@@ -24,6 +23,7 @@ from clbench.training.optimizers import (
     rates_of,
     set_gradient,
 )
+from clbench.training.phase_cache import start_at
 from clbench.training.precision import Compiler
 from clbench.training.replica import require_losses
 from clbench.training.sampling import divide_batches

@@ -29,11 +29,11 @@ from clbench.data.stream import Stream
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Task
 from clbench.training.budget import whole_phase
-from clbench.training.cache import PhaseInputs
 from clbench.training.callbacks.interface import Callback
 from clbench.training.loop import TrainingLoop
 from clbench.training.members import Unstackable, require_same_phases, require_stackable, separate_draws
 from clbench.training.optimizers import make_schedule
+from clbench.training.phase_cache import PhaseInputs
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica, TaskResult, begin_phase, on_host
 from clbench.training.sampling import StreamSampler, division_notes
@@ -121,7 +121,7 @@ def merge_tasks(stream: Stream) -> Stream:
     """Return a stream with hidden boundaries as one task, as the strategy sees it; dry runs use it."""
     parts = [task.train.of_one_task() for task in stream.tasks]
     single_task = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts),
-                          class_names=(), met=())
+                          class_names=(), train_classes=())
     return replace(stream, tasks=(single_task,), hidden=False)
 
 

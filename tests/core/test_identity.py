@@ -160,7 +160,7 @@ def test_a_module_in_a_plain_folder_is_the_python_files_beside_it(tmp_path, monk
     (tmp_path / "alone_of_mine.py").write_text("x = 1")
     assert identity.package_of("trials_of_mine.streams") == "trials_of_mine"
     assert identity.package_of("alone_of_mine") == "alone_of_mine"
-    assert identity.package_of("clbench.data.cache") == "clbench"
+    assert identity.package_of("clbench.data.stream_cache") == "clbench"
     first = identity.hash_of("trials_of_mine")
     (tmp_path / "trials_of_mine" / "notes.txt").write_text("lies there")
     (tmp_path / "trials_of_mine" / "inner" / "other.py").write_text("x = 2")

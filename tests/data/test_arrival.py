@@ -57,7 +57,7 @@ def test_blur_moves_a_share_of_every_class_to_the_other_tasks_and_keeps_sizes():
     assert sorted(r for t in after.tasks for r in rows(t.train)) == sorted(home(before))
     assert all(torch.equal(a.test.x, b.test.x) and a.classes == b.classes
                for a, b in zip(after.tasks, before.tasks, strict=True))
-    assert after.tasks[1].taught == (2, 3, 0, 1, 4, 5, 6, 7) and set(after.tasks[1].train.tasks.tolist()) == {1}
+    assert after.tasks[1].train_classes == (2, 3, 0, 1, 4, 5, 6, 7) and set(after.tasks[1].train.tasks.tolist()) == {1}
     assert [sum(row) for row in after.arrivals] == [60] * 4 and after.arrivals[1][2] == 24
 
 
@@ -68,7 +68,7 @@ def test_labels_stay_with_their_inputs():
         after = arrived(before, **options)
         for task in after.tasks:
             assert [known[row] for row in rows(task.train)] == task.train.y.tolist()
-            assert set(task.train.y.tolist()) == set(task.taught)
+            assert set(task.train.y.tolist()) == set(task.train_classes)
 
 
 def test_full_blur_leaves_nothing_and_what_would_be_left_empty_is_refused():
@@ -96,7 +96,7 @@ def test_the_long_tail_is_exponential_over_classes_in_random_order():
     after = arrived(before, imbalance=10.0)
     kept = sorted((n for row in after.arrivals for n in row if n), reverse=True)
     assert kept == [round(100 * 10 ** (-k / 5)) for k in range(6)] and kept[0] == 10 * kept[-1]
-    assert [t.taught for t in after.tasks] == [t.classes for t in before.tasks]
+    assert [t.train_classes for t in after.tasks] == [t.classes for t in before.tasks]
     orders = {tuple(map(tuple, arrived(before, seed=s, imbalance=10.0).arrivals)) for s in range(4)}
     assert len(orders) == 4
     assert min(n for row in arrived(large(n=8), imbalance=1e6).arrivals for n in row if n) == 1
@@ -115,15 +115,15 @@ def test_shared_outputs_keep_their_meaning_in_every_task():
     after = arrived(before, "domain", blur=0.5)
     known = {row: y for t in before.tasks for row, y in zip(rows(t.train), t.train.y.tolist(), strict=True)}
     for t, task in enumerate(after.tasks):
-        assert task.taught == (0, 1) and task.taught_names == ()  # output 0 is three classes now
+        assert task.train_classes == (0, 1) and task.train_class_names == ()  # output 0 is three classes now
         assert [known[row] for row in rows(task.train)] == task.train.y.tolist()
         assert list(after.arrivals[t]) == [30 if s == t else 15 for s in range(3)]
-    assert arrived(before, "domain", imbalance=4.0).tasks[1].taught_names == ("c", "d")
+    assert arrived(before, "domain", imbalance=4.0).tasks[1].train_class_names == ("c", "d")
 
 
 def test_names_go_with_their_classes():
     after = arrived(large(class_names=tuple("abcdef")), blur=0.5)
-    assert after.tasks[1].taught == (2, 3, 0, 1, 4, 5) and "".join(after.tasks[1].taught_names) == "cdabef"
+    assert after.tasks[1].train_classes == (2, 3, 0, 1, 4, 5) and "".join(after.tasks[1].train_class_names) == "cdabef"
 
 
 def test_permuted_inputs_keep_the_permutation_of_their_own_task():
@@ -154,4 +154,4 @@ def test_outputs_offered_are_those_that_have_arrived():
     after = arrived(large(tasks=4), blur=0.3)
     assert after.arrived(1) == list(range(8)) and large(tasks=4).arrived(2) == [0, 1, 2, 3]
     assert tiny_stream("class").arrived(0) == []
-    assert replace(after, hidden=True).told_tasks == 1
+    assert replace(after, hidden=True).tasks_for_strategy == 1

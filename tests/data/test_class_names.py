@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError
-from clbench.data import cache
+from clbench.data import stream_cache
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout
 from clbench.data.avalanche.build import as_raw, import_avalanche
 from clbench.data.contents import Contents
@@ -53,15 +53,15 @@ def test_names_change_neither_hash_nor_fingerprint():
 
 def test_names_outlive_the_cache_and_a_validation_split(tmp_path):
     path = tmp_path / "stream.safetensors"
-    cache.write_stream(path, raw(class_names=ANIMALS), {})
-    found = cache.read_stream(path, Contents({}))
+    stream_cache.write_stream(path, raw(class_names=ANIMALS), {})
+    found = stream_cache.read_stream(path, Contents({}))
     assert found.class_names == ANIMALS
     assert hold_out(found, 0.5, 0, "animals").class_names == ANIMALS
     with safe_open(path, "pt") as file:  # a file of before, without names, is built again
         facts = file.metadata()["clbench"].replace('"class_names"', '"another"')
     save_tensors(path, found.tensors(), {"clbench": facts})
-    with pytest.raises(cache.Unusable, match="class_names"):
-        cache.read_stream(path, Contents({}))
+    with pytest.raises(stream_cache.Unusable, match="class_names"):
+        stream_cache.read_stream(path, Contents({}))
 
 
 def test_the_lists_are_the_data_sets_own():

@@ -10,7 +10,7 @@ from clbench.core import options as opt
 from clbench.core.errors import DataError, SpecError
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.registry import discover
-from clbench.data import cache, stream
+from clbench.data import stream, stream_cache
 from clbench.data.avalanche.build import build_raw
 from clbench.data.raw import hold_out
 from clbench.data.stream import load_stream, to_stream
@@ -109,7 +109,7 @@ def test_a_cached_stream_keeps_its_one_test_set(tmp_path):
         raise AssertionError("built though cached")
 
     for build in (lambda: source, never):
-        found = cache.read_or_build(named, 0, tmp_path, registry, build)
+        found = stream_cache.read_or_build(named, 0, tmp_path, registry, build)
         assert found.common_test and len(found.test) == 1 and found.digest == source.digest
         assert torch.equal(found.test[0].x, source.test[0].x) and torch.equal(found.test[0].rows, source.test[0].rows)
 

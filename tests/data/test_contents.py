@@ -12,7 +12,7 @@ from helpers.streams import raw
 from clbench.core.errors import DataError
 from clbench.core.hookspecs import BenchmarkInfo, hookimpl
 from clbench.core.registry import discover
-from clbench.data import cache, contents
+from clbench.data import contents, stream_cache
 from clbench.experiment.trial import Resolved
 
 AN_HOUR_AGO = 3600
@@ -79,8 +79,8 @@ class Folder:
             built.append(1)
             return raw(notes=("as it was read",))
 
-        found = cache.read_or_build(Resolved(name=name or f"photos:{self.folder}"), 0, self.data_dir, self.registry,
-                                    build, verify)
+        found = stream_cache.read_or_build(Resolved(name=name or f"photos:{self.folder}"), 0, self.data_dir,
+                                           self.registry, build, verify)
         return len(built), list(found.notes[1:])
 
 
@@ -218,7 +218,7 @@ def test_files_that_change_while_they_are_read_give_no_cached_stream(registry, t
         photos.write("cat/1.png", b"half and the rest")
         return raw()
 
-    found = cache.read_or_build(Resolved(name=f"photos:{photos.folder}"), 0, photos.data_dir, registry, build)
+    found = stream_cache.read_or_build(Resolved(name=f"photos:{photos.folder}"), 0, photos.data_dir, registry, build)
     assert "changed while the stream was made" in found.notes[0]
     assert not list(photos.streams.glob("*.safetensors")) and photos.load()[0] == 1
 

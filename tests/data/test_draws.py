@@ -12,8 +12,8 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.options import validate
 from clbench.core.registry import discover
 from clbench.data import datasets
-from clbench.data.cache import depends_on_seed, key_of, known_digest
 from clbench.data.stream import load_stream
+from clbench.data.stream_cache import depends_on_seed, key_of, known_digest
 from clbench.experiment.trial import Resolved
 from clbench.results.store import Store
 

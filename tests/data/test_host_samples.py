@@ -86,7 +86,7 @@ def test_chunks_from_a_number_on_copy_none_of_those_before(monkeypatch):
     ("er", {"capacity": 9, "update": "task"}), ("lora", {"rank": 2, "infer": "prototype"}), ("inflora", {"rank": 2})])
 @pytest.mark.parametrize("budget", [0, 2**30])
 def test_training_from_the_host_is_the_same_training(method, options, budget, monkeypatch):
-    monkeypatch.setattr("clbench.training.cache.BYTES", budget)
+    monkeypatch.setattr("clbench.training.phase_cache.BYTES", budget)
     info, recipe = discover().strategy(method), Recipe(optimizer="sgd", lr=0.05, batch_size=10, epochs=2)
     plain = lead(info, options, [0, 1], recipe)
     monkeypatch.setattr(tiny, "tiny_stream", lambda scenario: tiny_stream(scenario).to("cpu", 0))

@@ -10,7 +10,7 @@ from helpers.records import make_record
 from clbench import cli
 from clbench.core.files import lock
 from clbench.core.registry import discover
-from clbench.data import cache
+from clbench.data import stream_cache
 from clbench.execution.housekeeping import garbage, size_of, survey
 from clbench.results.store import Store, run_folders
 
@@ -53,7 +53,7 @@ def test_only_what_nothing_refers_to_is_removed(run, tmp_path, capsys):
     streams = tmp_path / "data" / "streams"
     streams.mkdir(parents=True)
     trial = make_record("ewc", 0).trial
-    used = streams / f"{cache.key_of(trial.benchmark, trial.seed, discover())}.safetensors"
+    used = streams / f"{stream_cache.key_of(trial.benchmark, trial.seed, discover())}.safetensors"
     for path in (used, streams / "old.safetensors", streams / "index.json"):
         path.write_bytes(b"x" * 30)
     folders = run_folders([tmp_path / "runs"])

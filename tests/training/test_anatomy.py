@@ -14,10 +14,10 @@ from clbench.testing.tiny import bench
 from clbench.training.callbacks.error_decomposition import (
     ErrorDecomposition,
     best_constants,
+    count_correct,
     divides,
     find_corrected,
     halves,
-    rights,
 )
 from clbench.training.evaluation import evaluate
 
@@ -47,9 +47,9 @@ def told(logits, guess=None, own=None):
 def take_apart(b, learned=3):
     """Return the counts of a row of R."""
     anatomy, replica = ErrorDecomposition(each=True), b.replica
-    tally = anatomy.make_tally(b.stream, "class", learned)
-    row = evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add)
-    anatomy.add(replica, tally, learned)
+    counter = anatomy.make_counter(b.stream, "class", learned)
+    row = evaluate(b.strategy, b.stream, "class", learned, on_batch=counter.add)
+    anatomy.add(replica, counter, learned)
     counts, = replica.errors
     assert [r / n for r, n in zip(counts.right, counts.samples, strict=True)] == row.accuracy[:learned]
     return counts
@@ -87,9 +87,10 @@ def test_parts_of_a_method_that_infers_the_task_sum_to_the_error(seed):
     counts = take_apart(b)
     y, t = b.stream.tests.y, b.stream.tests.tasks
     free = logits.argmax(1) == y
-    sure = torch.stack([own[i, TASKS[k]].argmax() + 2 * k == y[i] for i, k in enumerate(t.tolist())])
-    by_hand = {"given": sure, "misguided": sure & ~free & (guess != t), "outdone": sure & ~free & (guess == t),
-               "only_unguided": free & ~sure}
+    correct_given_task = torch.stack([own[i, TASKS[k]].argmax() + 2 * k == y[i] for i, k in enumerate(t.tolist())])
+    lost = correct_given_task & ~free
+    by_hand = {"given": correct_given_task, "misguided": lost & (guess != t), "outdone": lost & (guess == t),
+               "only_unguided": free & ~correct_given_task}
     for name, which in by_hand.items():
         assert getattr(counts, name) == [int(which[t == k].sum()) for k in range(3)]
     assert not counts.corrected
@@ -114,7 +115,7 @@ def test_a_planted_bias_of_the_head_is_found_with_its_size_and_mended(size):
     scores = biased.view(72, 3, 2).amax(2).double()
     found = best_constants(scores[12:], t[12:])
     assert abs(float(found[2] - found[:2].mean()) + size) <= 1.1  # the gap between classes leaves that room
-    assert rights(scores[12:], t[12:], found) == 60
+    assert count_correct(scores[12:], t[12:], found) == 60
 
 
 def test_constants_do_not_mend_what_is_confused_in_both_ways():
@@ -133,15 +134,15 @@ def test_the_ascent_against_an_exhaustive_search(seed, tasks, samples):
     scores = torch.randn(samples, tasks, generator=generator, dtype=torch.float64)
     task = torch.randint(0, tasks, (samples,), generator=generator)
     found = best_constants(scores, task)
-    reached = rights(scores, task, found)
+    reached = count_correct(scores, task, found)
     gaps = sorted({float(a - b) for row in scores for a in row for b in row})
     grid = [gaps[0] - 1, gaps[-1] + 1, *((a + b) / 2 for a, b in itertools.pairwise(gaps)),
             *(a + 1e-6 for a in gaps)]
-    alone = [max(rights(scores, task, found.scatter(0, torch.tensor([k]), found[k] + g)) for g in grid)
+    alone = [max(count_correct(scores, task, found.scatter(0, torch.tensor([k]), found[k] + g)) for g in grid)
              for k in range(tasks)]
     assert max(alone) <= reached  # no single constant can be bettered
     if tasks == 2:
-        assert reached == max(rights(scores, task, torch.tensor([0.0, g])) for g in grid)
+        assert reached == max(count_correct(scores, task, torch.tensor([0.0, g])) for g in grid)
 
 
 def test_halves_alternate_within_each_class_and_fitting_never_sees_the_samples_it_mends():
@@ -150,10 +151,10 @@ def test_halves_alternate_within_each_class_and_fitting_never_sees_the_samples_i
     for c in range(4):
         assert half[y == c].tolist() == [i % 2 for i in range(int((y == c).sum()))]
     scores = torch.randn(50, 2, generator=torch.Generator().manual_seed(1)).double()
-    task, sure = y // 2, torch.ones(50, dtype=torch.bool)
-    mended = find_corrected(scores, task, sure, half)
+    task, correct_within_task = y // 2, torch.ones(50, dtype=torch.bool)
+    mended = find_corrected(scores, task, correct_within_task, half)
     changed = replace_rows(scores, half == 0, 9.0)
-    assert torch.equal(find_corrected(changed, task, sure, half)[half == 0],
+    assert torch.equal(find_corrected(changed, task, correct_within_task, half)[half == 0],
                        (changed + best_constants(changed[half == 1], task[half == 1])).argmax(1)[half == 0]
                        == task[half == 0])
     assert mended[half == 0].tolist() == ((scores + best_constants(scores[half == 1], task[half == 1])).argmax(1)
@@ -169,7 +170,7 @@ def replace_rows(scores, rows, factor):
 def test_outputs_that_no_sample_reaches_do_no_harm():
     scores = torch.tensor([[0.0, float("-inf")], [1.0, float("-inf")], [float("-inf"), float("-inf")]])
     task = torch.tensor([0, 1, 1])
-    assert rights(scores.double(), task, best_constants(scores.double(), task)) == 1
+    assert count_correct(scores.double(), task, best_constants(scores.double(), task)) == 1
 
 
 def test_errors_are_laid_to_tasks_only_where_tasks_compete_and_share_no_class():

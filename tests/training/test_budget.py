@@ -8,7 +8,7 @@ from clbench.core.hookspecs import StrategyInfo
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy
 from clbench.testing.tiny import bench
-from clbench.training.budget import FEW, describe_steps_granted, phases_of
+from clbench.training.budget import FEW, describe_task_steps, phases_of
 
 HINT = ": few; --epochs N or --iterations N gives more"
 
@@ -23,7 +23,7 @@ HINT = ": few; --epochs N or --iterations N gives more"
     ({}, [300, 5000], f"30 to 400 optimizer steps a task (300 to 5,000 samples, batch 128, 10 epochs){HINT}"),
 ])
 def test_the_steps_of_a_task_are_told_in_words(recipe, samples, words):
-    assert describe_steps_granted(Recipe(**recipe), samples) == words
+    assert describe_task_steps(Recipe(**recipe), samples) == words
 
 
 @pytest.mark.parametrize(("shares", "steps", "parts"), [

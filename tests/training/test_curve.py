@@ -14,7 +14,7 @@ from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Prediction, Strategy
 from clbench.testing.tiny import SAMPLES, TASKS, bench, tiny_stream
 from clbench.training.callbacks import curve as curve_module
-from clbench.training.callbacks.curve import CurveCallback, cost_in_words, points, some_tests
+from clbench.training.callbacks.curve import CurveCallback, describe_evaluation_cost, points, some_tests
 from clbench.training.loop import TrainingLoop
 
 REGISTRY = discover()
@@ -165,14 +165,14 @@ def test_points_and_their_cost(monkeypatch):
     assert points(60, 1) == list(range(61)) and points(7, 100) == list(range(8))
     assert points(235, 100) == [*range(51), 100, 200, 235]
     stream = tiny_stream("class")
-    told = cost_in_words(Recipe(iterations=235, batch_size=8), stream, 100, 10)
+    told = describe_evaluation_cost(Recipe(iterations=235, batch_size=8), stream, 100, 10)
     # 55 looks a task, and at the first, second and third at 10, 20 and 30 samples; a step is three predictions of 8
     assert "165 times on 10 test samples" in told and f"{55 * 60:,} predictions" in told
     assert f"about {100 * 55 * 60 / (3 * 8 * 235 * 3):.0f}% of" in told
     *tasks, last = stream.tasks
     few = replace(last.test, x=last.test.x[:4], y=last.test.y[:4], tasks=last.test.tasks[:4])
     unequal = replace(stream, tasks=(*tasks, replace(last, test=few)))
-    assert "on 4 to 10 test samples" in cost_in_words(Recipe(epochs=1, batch_size=8), unequal, 1, 10)
-    assert "3.3 times the FLOPs" in cost_in_words(Recipe(epochs=1, batch_size=8), stream, 1, 1000)
+    assert "on 4 to 10 test samples" in describe_evaluation_cost(Recipe(epochs=1, batch_size=8), unequal, 1, 10)
+    assert "3.3 times the FLOPs" in describe_evaluation_cost(Recipe(epochs=1, batch_size=8), stream, 1, 1000)
 
 

@@ -13,8 +13,8 @@ from clbench.data.prepare import CropFlip
 from clbench.experiment.spec import Recipe
 from clbench.strategy.base import Strategy, Task
 from clbench.testing.tiny import bench
-from clbench.training import cache, precision, stacked_step
 from clbench.training import loop as training
+from clbench.training import phase_cache, precision, stacked_step
 
 REGISTRY = discover()
 META = torch.device("meta")
@@ -86,7 +86,7 @@ def test_no_step_of_a_built_in_method_waits_for_the_device(method, options, coun
     members = [on_meta(method, options, seed) for seed in range(count)]
     # Reads the losses when the task is over.
     monkeypatch.setattr(training, "on_host", lambda losses: torch.zeros(losses.shape))
-    monkeypatch.setattr(cache, "require_same_loss", lambda *_: None)  # reads a loss before the first step
+    monkeypatch.setattr(phase_cache, "require_same_loss", lambda *_: None)  # reads a loss before the first step
     trainer = loop([s for s, _ in members], Recipe(batch_size=8, iterations=4), list(range(count)), CropFlip())
     with Copies() as copies:
         trained = trainer.take_task_steps([task for _, task in members])

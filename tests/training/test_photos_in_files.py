@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def uncached(monkeypatch):
     """Let phases store nothing, so that every batch is decoded."""
-    monkeypatch.setattr("clbench.training.cache.BYTES", 0)
+    monkeypatch.setattr("clbench.training.phase_cache.BYTES", 0)
 
 
 def planned(folder, method, read, benchmark=None, **spec):

@@ -77,9 +77,9 @@ def seen(b, after=lambda _: None):
     for learned in (1, 2, 3):
         if learned == 3:
             after(b.strategy)
-        tally = anatomy.make_tally(b.stream, "class", learned)
-        evaluate(b.strategy, b.stream, "class", learned, on_batch=tally.add if tally else None)
-        anatomy.add(replica, tally, learned)
+        counter = anatomy.make_counter(b.stream, "class", learned)
+        evaluate(b.strategy, b.stream, "class", learned, on_batch=counter.add if counter else None)
+        anatomy.add(replica, counter, learned)
     return replica.errors[0], replica.probe
 
 

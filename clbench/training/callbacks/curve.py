@@ -34,10 +34,10 @@ from clbench.results.curve import Curve, Point, add_last_point, add_point
 from clbench.strategy.base import Strategy
 from clbench.training import precision
 from clbench.training.budget import steps_of
-from clbench.training.cache import start_at
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock
 from clbench.training.evaluation import batch_size, given_tasks, offered_outputs, routed
+from clbench.training.phase_cache import start_at
 from clbench.training.prediction_cache import predictions
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.stacked_step import StackedStep
@@ -278,7 +278,7 @@ def eval_mode(strategies: Sequence[Strategy]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def cost_in_words(recipe: Recipe, stream: Stream, every: int, samples: int) -> str:
+def describe_evaluation_cost(recipe: Recipe, stream: Stream, every: int, samples: int) -> str:
     """Describe what evaluation during training costs: evaluations, samples, and the approximate share of FLOPs."""
     evaluations = predicted = trained = 0
     sizes = sorted(min(samples, len(task.test)) for task in stream.tasks)

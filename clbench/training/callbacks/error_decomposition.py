@@ -28,22 +28,23 @@ from clbench.training.replica import Replica
 SWEEPS = 100  # most sweeps over the tasks; each sweep but the last gains at least one sample
 
 
-def find_corrected(scores: Tensor, task: Tensor, sure: Tensor, half: Tensor) -> Tensor:
+def find_corrected(scores: Tensor, task: Tensor, correct_within_task: Tensor, half: Tensor) -> Tensor:
     """Return which samples are correct with constants that are fitted to the other half of the samples, bool [N].
 
     Args:
         scores: the largest logit among the outputs of each task [N, T].
         task: the true task of each sample [N].
-        sure: which samples are correct among the outputs of their own task, bool [N]; no other can become correct.
+        correct_within_task: which samples are correct among the outputs of their own task, bool [N]; no other can
+            become correct.
         half: the half of each sample, 0 or 1 [N].
     """
     scores = scores.double()
-    right = torch.zeros_like(sure)
+    correct = torch.zeros_like(correct_within_task)
     for part in (0, 1):
-        is_fitted = (half != part) & sure
+        is_fitted = (half != part) & correct_within_task
         constants = best_constants(scores[is_fitted], task[is_fitted])
-        right |= (half == part) & sure & ((scores + constants).argmax(1) == task)
-    return right
+        correct |= (half == part) & correct_within_task & ((scores + constants).argmax(1) == task)
+    return correct
 
 
 def best_constants(scores: Tensor, task: Tensor) -> Tensor:
@@ -56,10 +57,10 @@ def best_constants(scores: Tensor, task: Tensor) -> Tensor:
     finite = scores.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     starts = (scores.new_zeros(scores.shape[1]), -finite.mean(0) if len(scores) else scores.new_zeros(scores.shape[1]))
     ends = [ascend(scores, task, start) for start in starts]
-    return max(ends, key=lambda constants: rights(scores, task, constants))
+    return max(ends, key=lambda constants: count_correct(scores, task, constants))
 
 
-def rights(scores: Tensor, task: Tensor, constants: Tensor) -> int:
+def count_correct(scores: Tensor, task: Tensor, constants: Tensor) -> int:
     """Return the number of samples whose own task has a larger score than every other task."""
     scores = scores + constants
     best_other = scores.scatter(1, task[:, None], float("-inf")).amax(1) if scores.shape[1] > 1 else scores[:, 0] - 1
@@ -111,13 +112,13 @@ class Batches:
 
     y: list[Tensor] = field(default_factory=list)
     tasks: list[Tensor] = field(default_factory=list)
-    right: list[Tensor] = field(default_factory=list)
-    sure: list[Tensor] = field(default_factory=list)  # correct among the outputs of the true task
-    won: list[Tensor] = field(default_factory=list)  # the task of the predicted output, or the inferred task
+    correct: list[Tensor] = field(default_factory=list)
+    correct_within_task: list[Tensor] = field(default_factory=list)  # correct among the outputs of the true task
+    predicted_task: list[Tensor] = field(default_factory=list)  # the task of the predicted output, or the inferred task
     scores: list[Tensor] = field(default_factory=list)  # the largest logit of each task
 
 
-class Tally:
+class ErrorCounter:
     """Counts the errors of one row of R; the evaluation passes every batch to `add`."""
 
     def __init__(self, stream: Stream, learned: int) -> None:
@@ -127,10 +128,10 @@ class Tally:
         self.infers = False
         self.seen = Batches()
         device = stream.tests.y.device
-        self.own = torch.zeros(len(stream.tasks), stream.classes, dtype=torch.bool, device=device)
+        self.classes_of_task = torch.zeros(len(stream.tasks), stream.classes, dtype=torch.bool, device=device)
         self.task_of = torch.zeros(stream.classes, dtype=torch.int64, device=device)
         for index, task in enumerate(stream.tasks):
-            self.own[index, list(task.classes)] = True
+            self.classes_of_task[index, list(task.classes)] = True
             self.task_of[list(task.classes)] = index
 
     def add(self, prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
@@ -140,52 +141,55 @@ class Tally:
         best = logits.argmax(1)
         self.seen.y.append(y)
         self.seen.tasks.append(tasks)
-        self.seen.right.append(best == y)
+        self.seen.correct.append(best == y)
         if prediction.task is not None:
             self.infers = True
-            self.seen.won.append(prediction.task[is_learned])
+            self.seen.predicted_task.append(prediction.task[is_learned])
             return
-        self.seen.won.append(self.task_of[best])
-        self.seen.sure.append(self._predict_in_task(logits, tasks) == y)
-        empty = logits.new_full((len(y), len(self.own)), float("-inf"))
+        self.seen.predicted_task.append(self.task_of[best])
+        self.seen.correct_within_task.append(self._predict_in_task(logits, tasks) == y)
+        empty = logits.new_full((len(y), len(self.classes_of_task)), float("-inf"))
         self.seen.scores.append(empty.scatter_reduce(1, self.task_of.expand(len(y), -1), logits, "amax"))
 
     def _predict_in_task(self, logits: Tensor, tasks: Tensor) -> Tensor:
         """Return the predicted output [n] among the outputs of the true task."""
-        return logits.masked_fill(~self.own[tasks], float("-inf")).argmax(1)
+        return logits.masked_fill(~self.classes_of_task[tasks], float("-inf")).argmax(1)
 
     @torch.no_grad()
     def counts(self, strategy: Strategy) -> ErrorCounts:
         """Return the counts. A strategy that infers the task, in eval mode, is evaluated again with each task given."""
-        y, tasks, right, won = (torch.cat(parts).cpu() for parts in (
-            self.seen.y, self.seen.tasks, self.seen.right, self.seen.won))
-        right_with_task = self._right_with_task(strategy) if self.infers else torch.cat(self.seen.sure).cpu()
+        y, tasks, correct, predicted_task = (torch.cat(parts).cpu() for parts in (
+            self.seen.y, self.seen.tasks, self.seen.correct, self.seen.predicted_task))
+        correct_given_task = (self._find_correct_given_task(strategy) if self.infers else
+                              torch.cat(self.seen.correct_within_task).cpu())
 
         def count(which: Tensor) -> list[int]:
             return torch.bincount(tasks[which], minlength=self.learned).tolist()
 
-        pairs = torch.bincount(tasks * self.learned + won.clamp(0, self.learned - 1), minlength=self.learned**2)
-        error_counts = ErrorCounts(learned=self.learned, samples=count(torch.ones_like(right)), right=count(right),
-                                   given=count(right_with_task), tasks=pairs.view(self.learned, self.learned).tolist())
+        pairs = torch.bincount(tasks * self.learned + predicted_task.clamp(0, self.learned - 1),
+                               minlength=self.learned**2)
+        error_counts = ErrorCounts(learned=self.learned, samples=count(torch.ones_like(correct)),
+                                   right=count(correct), given=count(correct_given_task),
+                                   tasks=pairs.view(self.learned, self.learned).tolist())
         if self.infers:
-            lost = right_with_task & ~right
-            return error_counts.model_copy(update={"misguided": count(lost & (won != tasks)),
-                                                   "outdone": count(lost & (won == tasks)),
-                                                   "only_unguided": count(right & ~right_with_task)})
+            lost = correct_given_task & ~correct
+            return error_counts.model_copy(update={"misguided": count(lost & (predicted_task != tasks)),
+                                                   "outdone": count(lost & (predicted_task == tasks)),
+                                                   "only_unguided": count(correct & ~correct_given_task)})
         scores = torch.cat(self.seen.scores)[:, :self.learned].cpu()
         return error_counts.model_copy(
-            update={"corrected": count(find_corrected(scores, tasks, right_with_task, halves(y)))})
+            update={"corrected": count(find_corrected(scores, tasks, correct_given_task, halves(y)))})
 
-    def _right_with_task(self, strategy: Strategy) -> Tensor:
+    def _find_correct_given_task(self, strategy: Strategy) -> Tensor:
         """Return which samples are correct if the task is given, bool [N]."""
         tests = self.stream.tests
         size = batch_size(self.stream, tests.y.device)
-        right = []
+        correct = []
         for task in range(self.learned):
             for x, y, tasks in tests.batches(size, task):
                 logits = strategy.predict(x, task).logits
-                right.append(self._predict_in_task(logits, tasks) == y)
-        return torch.cat(right).cpu()
+                correct.append(self._predict_in_task(logits, tasks) == y)
+        return torch.cat(correct).cpu()
 
 
 def halves(y: Tensor) -> Tensor:
@@ -227,16 +231,16 @@ class ErrorDecomposition:
         """Return the error decomposition that the settings of a run request in a scenario."""
         return cls(settings.anatomy == "each", settings.probe and not scenario_rules(scenario).task_given)
 
-    def make_tally(self, stream: Stream, scenario: Scenario, learned: int) -> Tally | None:
-        """Return a tally for the evaluation after `learned` tasks; None if its errors are not decomposed."""
+    def make_counter(self, stream: Stream, scenario: Scenario, learned: int) -> ErrorCounter | None:
+        """Return a counter for the evaluation after `learned` tasks; None if its errors are not decomposed."""
         is_due = learned == len(stream.tasks) or (self.each and learned > 0)
-        return Tally(stream, learned) if is_due and divides(stream, scenario) else None
+        return ErrorCounter(stream, learned) if is_due and divides(stream, scenario) else None
 
-    def add(self, replica: Replica, tally: Tally | None, learned: int) -> None:
+    def add(self, replica: Replica, counter: ErrorCounter | None, learned: int) -> None:
         """Add the error counts after `learned` tasks and the results of probes to a replica, without other effects."""
-        if tally is not None:
+        if counter is not None:
             with evaluating(replica.strategy):
-                replica.errors.append(tally.counts(replica.strategy))
+                replica.errors.append(counter.counts(replica.strategy))
         if self.probed and learned:
             replica.probe = probe.add_probe(replica.strategy, replica.stream, learned, replica.probe or Probe())
 

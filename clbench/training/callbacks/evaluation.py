@@ -62,13 +62,13 @@ class EvaluationCallback(Callback):
         cache = self.caches.setdefault(replica, PredictionCache(replica.seed, self.verify_caches, self.cache_limit))
         began = Clock.now()
         with precision.autocast_context(recipe, replica.strategy.class_mask.device, replica.strategy):
-            tally = self.decomposition.make_tally(replica.stream, scenario, learned)
+            counter = self.decomposition.make_counter(replica.stream, scenario, learned)
             right: list[Tensor] = []
             not_numbers: list[Tensor] = []
 
             def watch(prediction: Prediction, logits: Tensor, y: Tensor, tasks: Tensor) -> None:
-                if tally is not None:
-                    tally.add(prediction, logits, y, tasks)
+                if counter is not None:
+                    counter.add(prediction, logits, y, tasks)
                 if replica.stream.has_classes:  # their scores are numbers even if the logits are not
                     not_numbers.append((logits.isnan().any(1) & (tasks < learned)).any())
                 if is_last and replica.stream.has_classes:
@@ -84,7 +84,7 @@ class EvaluationCallback(Callback):
                 replica.failure = Failure(type="DivergedError", message="the outputs became NaN or infinite: an output "
                                           f"or a test score after task {learned} is not a number")
                 return
-            self.decomposition.add(replica, tally, learned)
+            self.decomposition.add(replica, counter, learned)
         if right and replica.planned is not None:
             replica.items = item_results(replica.stream, torch.cat(right), replica.trial.benchmark.name)
         if row.items and replica.planned is not None:

@@ -33,7 +33,7 @@ from typing import Protocol
 
 from clbench.experiment.recipe import Recipe
 from clbench.strategy.base import Batch, overrides
-from clbench.training.cache import PhaseInputs
+from clbench.training.phase_cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.steps import TrainStep
 

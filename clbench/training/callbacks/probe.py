@@ -71,7 +71,7 @@ class Moments:
         return weight, (share - mean @ weight).masked_fill(self.labels == 0, float("-inf"))
 
 
-def cost(stream: Stream) -> str:
+def describe_probe_cost(stream: Stream) -> str:
     """Describe what probing all tasks of a stream costs a trial."""
     train, test = (sum(len(getattr(task, part)) for task in stream.tasks) for part in ("train", "test"))
     return (f"--probe: each trial sends {train:,} training and {test:,} test samples through its network about twice "
@@ -94,15 +94,15 @@ def add_probe(strategy: Strategy, stream: Stream, learned: int, before: Probe) -
             tasks = range(learned) if is_last else range(learned - 1, learned)
             sums = {task: sum_up(strategy, stream, task) for task in tasks}
             classifiers = {task: moments.ridge() for task, moments in sums.items()}
+            end = _count_correct_by_task(strategy, stream, classifiers)
             if not is_last:
-                return before.model_copy(update={"learned": [*before.learned, *_rights(strategy, stream, classifiers)]})
-            end = _rights(strategy, stream, classifiers)
+                return before.model_copy(update={"learned": [*before.learned, *end]})
             together: list[int] = []
             if not depends_on_task:
                 total = sums[0]
                 for task in tasks[1:]:
                     total = total + sums[task]
-                together = _rights(strategy, stream, dict.fromkeys(tasks, total.ridge()))
+                together = _count_correct_by_task(strategy, stream, dict.fromkeys(tasks, total.ridge()))
         except NoFeatures as reason:
             return Probe(missing=str(reason))
     return before.model_copy(update={"own": depends_on_task, "learned": [*before.learned, end[-1]], "end": end,
@@ -131,7 +131,8 @@ def _inputs(strategy: Strategy, stream: Stream, samples: Samples) -> Iterator[tu
         yield (tokens.shortened([x])[0] if tokens.is_text(x) else x), part.y
 
 
-def _rights(strategy: Strategy, stream: Stream, classifiers: dict[int, tuple[Tensor, Tensor]]) -> list[int]:
+def _count_correct_by_task(strategy: Strategy, stream: Stream, classifiers: dict[int, tuple[Tensor, Tensor]]
+                           ) -> list[int]:
     """Return the number of test samples of each task that the task's regression predicts correctly."""
     tests = stream.tests
     size = batch_size(stream, tests.y.device)

@@ -10,11 +10,10 @@ Example: a progressive network trains its second column on top of its frozen fir
 
     test samples ---> task 1's part ---> predictions          computed once per trial (`Strategy.parts_final`)
 
-A method declares what may be cached (docs/writing-a-strategy.md). In each phase and each evaluation, clbench computes
-one batch again, which the seed selects; the values must be equal bit for bit. A wrong declaration ends the trial with a
+A method declares what may be cached (docs/writing-a-strategy.md). In each phase and evaluation, clbench computes one
+batch again, which the seed selects; both must be equal bit for bit. A wrong declaration ends the trial with a
 `PluginError`; outputs of blocks that changed between evaluations are dropped. `--verify-caches` tests every batch, and
-`CLBENCH_CACHE_FROZEN=0` in the environment turns off these caches. Prepared inputs need no declaration. A phase with a
-single pass over its samples caches nothing else.
+`CLBENCH_CACHE_FROZEN=0` turns these caches off. Prepared inputs need no declaration; a single pass caches only these.
 """
 
 from __future__ import annotations

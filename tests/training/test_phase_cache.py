@@ -13,7 +13,7 @@ from clbench.experiment.plan import plan
 from clbench.experiment.spec import Recipe, build
 from clbench.strategy.base import Batch, Strategy, declares
 from clbench.testing.tiny import bench
-from clbench.training import cache
+from clbench.training import phase_cache
 
 REGISTRY = discover()
 RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
@@ -21,8 +21,8 @@ RECIPE = Recipe(optimizer="sgd", lr=0.1, batch_size=8, epochs=2)
 
 def note_inputs(monkeypatch):
     """Return a list to which the inputs of every phase are appended."""
-    found, once = [], cache.phase_inputs
-    monkeypatch.setattr(cache, "phase_inputs", lambda *a: found.append(r := once(*a)) or r)
+    found, once = [], phase_cache.phase_inputs
+    monkeypatch.setattr(phase_cache, "phase_inputs", lambda *a: found.append(r := once(*a)) or r)
     return found
 
 
@@ -155,8 +155,8 @@ def test_a_loss_that_uses_its_inputs_otherwise_is_left_alone_unless_it_declares_
     b.learn(0)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    assert cache.frozen_blocks(b.strategy) == 2
-    assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 0
+    assert phase_cache.frozen_blocks(b.strategy) == 2
+    assert phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 0
     learn(FrozenBlocks)
     with pytest.raises(PluginError, match=r"DeclaresWrongly declares inputs_only_through_model, but .* its loss is"):
         learn(DeclaresWrongly)
@@ -195,9 +195,9 @@ def test_every_batch_is_compared_on_demand(everything):
     x = torch.arange(40 * 64).reshape(40, 1, 8, 8) % 251  # all differ
     samples = Samples(x.to(torch.uint8), task.train.y[:1].expand(40), task.train.tasks[:1].expand(40))
     b.strategy.mark = b.strategy.stream_info.prepare(samples.x[-1:])[0]
-    inputs = cache.phase_inputs([b.strategy], [samples], 0, 80)
+    inputs = phase_cache.phase_inputs([b.strategy], [samples], 0, 80)
     b.strategy.changed += 1
-    seed = next(s for s in range(99) if cache.seeds.derive(s, "cache") % 3 == 0)  # the first of three batches
+    seed = next(s for s in range(99) if phase_cache.seeds.derive(s, "cache") % 3 == 0)  # the first of three batches
     if everything:
         with pytest.raises(PluginError, match="mark"):
             inputs.verify([b.strategy], seed, everything=True)
@@ -242,9 +242,9 @@ def test_no_more_is_stored_than_the_budget():
     b.strategy.requires_grad_(False)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 2
-    assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples) - 1).start == 0
-    assert cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=100).start == 0
+    assert phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 2
+    assert phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples) - 1).start == 0
+    assert phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=100).start == 0
 
 
 def test_what_is_stored_in_bfloat16_is_measured_in_bfloat16():
@@ -254,10 +254,10 @@ def test_what_is_stored_in_bfloat16_is_measured_in_bfloat16():
     b.strategy.train()
     samples = b.stream.tasks[0].train
     autocast = torch.autocast("cpu", torch.bfloat16)
-    stored, = cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), autocast=autocast).samples
+    stored, = phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), autocast=autocast).samples
     assert stored.x.dtype == torch.bfloat16
-    starts = [cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), autocast=autocast, limit=limit).start
-              for limit in (stored.x.nbytes, stored.x.nbytes - 1)]
+    starts = [phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), autocast=autocast,
+                                       limit=limit).start for limit in (stored.x.nbytes, stored.x.nbytes - 1)]
     assert starts == [2, 0]
 
 
@@ -273,7 +273,7 @@ def test_blocks_are_not_cached_without_the_outputs_that_need_the_inputs():
     b.replica.begin(0)
     b.strategy.train()
     samples = b.stream.tasks[0].train
-    both, neither = (cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=budget)
+    both, neither = (phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=budget)
                      for budget in (2**20, 2**13))
     assert both.start == 2 and names(both) == ["wide"]
     assert neither.start == 0 and not neither.cached and neither.prepared
@@ -296,7 +296,7 @@ def test_a_single_pass_in_large_batches_is_prepared_batch_by_batch_to_the_same_w
     inputs = note_inputs(monkeypatch)
     states = []
     for large, seeds in ((2**18, [0]), (8 * 64 * 4, [0]), (8 * 64 * 4, [0, 1])):  # 8 images [1, 8, 8] of float32
-        monkeypatch.setattr(cache, "LARGE_BATCH", large)
+        monkeypatch.setattr(phase_cache, "LARGE_BATCH", large)
         inputs.clear()
         states.append(lead(info, {}, seeds, recipe)[0].strategy.state_dict())
         assert inputs[0].prepared == (large == 2**18 or len(seeds) > 1)
@@ -307,10 +307,10 @@ def test_a_single_pass_in_large_batches_is_prepared_batch_by_batch_to_the_same_w
 @pytest.mark.parametrize("shape", [(1, 5, 4), (3, 5, 4), (3, 1, 1), (6,)])
 def test_what_is_stored_is_each_chunk_as_it_would_be_joined(shape):
     b = bench(discover().strategy("naive"), {}, "task")
-    x = torch.randint(0, 256, (2 * cache.PREPARED_AT_ONCE + 3, *shape), dtype=torch.uint8)
+    x = torch.randint(0, 256, (2 * phase_cache.PREPARED_AT_ONCE + 3, *shape), dtype=torch.uint8)
     samples = Samples(x, torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.long))
     joined = torch.cat([b.strategy.stream_info.prepare(part) for part in x.split(100)])
-    kept = cache.cache_inputs(b.strategy, samples, 0, False).x
+    kept = phase_cache.cache_inputs(b.strategy, samples, 0, False).x
     assert torch.equal(kept, joined) and kept.stride() == joined.stride()
 
 
@@ -318,4 +318,4 @@ def test_a_learned_module_beside_the_network_does_not_make_blocks_learn():
     b = bench(StrategyInfo("x", FrozenBlocks, ""), {}, "task")
     b.replica.begin(0)
     b.strategy.extra = nn.Linear(2, 2)
-    assert cache.frozen_blocks(b.strategy.train()) == 2
+    assert phase_cache.frozen_blocks(b.strategy.train()) == 2

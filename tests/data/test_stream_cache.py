@@ -15,7 +15,7 @@ from clbench.core import options as opt
 from clbench.core.errors import StoreError
 from clbench.core.files import default_data_dir
 from clbench.core.registry import discover
-from clbench.data import cache
+from clbench.data import stream_cache
 from clbench.data.datasets import MNIST_FILES, cifar_file, folder
 from clbench.experiment.trial import Resolved
 
@@ -30,7 +30,7 @@ def named(registry, name="split-mnist-5k", **options):
 
 
 def load(registry, folder, build=raw, seed=0, **options):
-    return cache.read_or_build(named(registry, **options), seed, folder, registry, build)
+    return stream_cache.read_or_build(named(registry, **options), seed, folder, registry, build)
 
 
 def never():
@@ -71,16 +71,16 @@ def test_permuted_tasks_are_stored_once(registry, tmp_path):
 
 
 def test_options_and_a_seed_that_matters_have_files_of_their_own(registry):
-    keys = {cache.key_of(named(registry, **o), seed, registry)
+    keys = {stream_cache.key_of(named(registry, **o), seed, registry)
             for o, seed in (({}, 0), ({"tasks": 2}, 0), ({"normalize": True}, 0), ({"class_order": "seed"}, 0),
                             ({"class_order": "seed"}, 1), ({"name": "split-mnist"}, 0), ({"name": "permuted-mnist"}, 0),
                             ({"name": "permuted-mnist"}, 1))}
     assert len(keys) == 8
-    assert cache.key_of(named(registry), 0, registry) == cache.key_of(named(registry), 1, registry)
+    assert stream_cache.key_of(named(registry), 0, registry) == stream_cache.key_of(named(registry), 1, registry)
 
 
 def test_custom_benchmarks_are_not_cached(registry):
-    assert cache.key_of(Resolved(name="package.module:function"), 0, registry) is None
+    assert stream_cache.key_of(Resolved(name="package.module:function"), 0, registry) is None
 
 
 def declaration(build, cached):
@@ -100,7 +100,7 @@ def plugin(tmp_path, monkeypatch):
         (folder / "__init__.py").write_text(declaration("streams_of_mine.made:build", cached))
         (folder / "helper.py").write_text(helper)
         sys.modules.pop("streams_of_mine", None)  # as a new process begins
-        return cache.key_of(Resolved(name="of-a-plugin"), 0, discover())
+        return stream_cache.key_of(Resolved(name="of-a-plugin"), 0, discover())
 
     yield key
     sys.modules.pop("streams_of_mine", None)
@@ -118,7 +118,7 @@ def test_a_plugin_that_is_a_file_finds_its_stream_wherever_the_file_lies(tmp_pat
         file = tmp_path / place / "a_files_stream.py"
         file.parent.mkdir()
         file.write_text(text + declaration("a_files_stream:build", True))
-        keys.append(cache.key_of(Resolved(name="of-a-plugin"), 0, discover(files=[file])))
+        keys.append(stream_cache.key_of(Resolved(name="of-a-plugin"), 0, discover(files=[file])))
         del sys.modules["a_files_stream"]
     assert keys[0] == keys[1] != keys[2] and None not in keys
 
@@ -142,11 +142,11 @@ def test_a_damaged_file_is_built_again_and_said(registry, tmp_path, damage):
 
 def test_the_key_of_an_own_benchmark_depends_on_all_modules_that_define_its_stream(registry, monkeypatch):
     read = []
-    monkeypatch.setattr(cache.identity, "hash_running", lambda *names: read.extend(names) or "code")
-    key = cache.key_of(named(registry, name="split-mnist"), 0, registry)
+    monkeypatch.setattr(stream_cache.identity, "hash_running", lambda *names: read.extend(names) or "code")
+    key = stream_cache.key_of(named(registry, name="split-mnist"), 0, registry)
     assert key and {"clbench.data", "clbench.core.seeds", "clbench.core.tokens", "clbench.models.scoring"} < {*read}
     monkeypatch.undo()
-    assert all(cache.identity._files(name) for name in cache.OWN_CODE)
+    assert all(stream_cache.identity._files(name) for name in stream_cache.OWN_CODE)
 
 
 def test_data_files_that_change_make_the_stream_again(registry, tmp_path):
@@ -226,7 +226,7 @@ def test_two_at_once_build_once(registry, tmp_path):
 def test_a_file_in_use_can_be_replaced(registry, tmp_path):
     first = load(registry, tmp_path)
     (file,) = (tmp_path / "streams").glob("*.safetensors")
-    cache.write_stream(file, replace(first, train=first.test, test=first.train), {})
+    stream_cache.write_stream(file, replace(first, train=first.test, test=first.train), {})
     assert torch.equal(first.train[0].x, raw().train[0].x)
 
 
