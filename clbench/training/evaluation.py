@@ -24,6 +24,7 @@ from clbench.data.stream import Stream
 from clbench.data.tests import Tests
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.objectives import prompts_of
+from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.prediction_cache import Batches, PredictionCache, predictions
 
@@ -90,8 +91,6 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     evaluations of the same strategy on the same stream. `on_batch` is called for every batch that is predicted.
     `with_items` requests `Row.items`.
     """
-    training = strategy.training
-    strategy.eval()
     tests = stream.tests
     device = tests.y.device
     size = batch_size(stream, device)
@@ -102,7 +101,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     items = defaultdict[str, list[Tensor]](list)
     infers = False
     predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
-    with torch.no_grad(), unwritten_tests(strategy, stream):
+    with evaluating(strategy), torch.no_grad(), unwritten_tests(strategy, stream):
         for given_task in given_tasks(scenario, len(stream.tasks)):
             if cache is not None and stream.predicts_tokens and given_task is not None:
                 final = cache.final_scores(strategy, tests, size, given_task)
@@ -127,7 +126,6 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     inferred.index_add_(0, tasks, (prediction.task == tasks).to(exact))
     if cache is not None:
         cache.evaluations += 1
-    strategy.train(training)
     sizes = torch.tensor(tests.sizes)
     means = {name: total.cpu().double() / sizes for name, total in sums.items()}
     repeats = len(stream.tasks) // len(tests.sizes)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from clbench.data.tests import Tests
 from clbench.experiment.recipe import Recipe
 from clbench.results.curve import Curve, Point, add_last_point, add_point
 from clbench.strategy.base import Strategy
+from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training import precision
 from clbench.training.budget import steps_of
 from clbench.training.cache import start_at
@@ -263,17 +263,11 @@ def predict_outputs(logits: Tensor, offered: Tensor) -> Tensor:
 @contextmanager
 def eval_mode(strategies: Sequence[Strategy]) -> Iterator[None]:
     """Set strategies to eval mode without gradients inside the block, and restore the state of training after it."""
-    modules = chain.from_iterable(strategy.modules() for strategy in strategies)
-    modes = [(module, module.training) for module in modules]
     drawn = [(strategy.stream_info.generator, strategy.stream_info.generator.get_state()) for strategy in strategies]
     try:
-        for strategy in strategies:
-            strategy.eval()
-        with start_at(strategies, 0), seeds.scope(0, "curve"), torch.no_grad():
+        with evaluating(nn.ModuleList(strategies)), start_at(strategies, 0), seeds.scope(0, "curve"), torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for generator, state in drawn:
             generator.set_state(state)
 
