@@ -83,15 +83,16 @@ def given_tasks(scenario: Scenario, tasks: int) -> Sequence[int | None]:
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
-             cache: PredictionCache | None = None, on_batch: OnBatch | None = None, with_items: bool = False) -> Row:
+             cache: PredictionCache | None = None, on_batch: OnBatch | None = None, with_items: bool = False,
+             tests: Tests | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
     If the scenario does not give the task ID, a batch may have samples of several tasks. If all tasks share one test
     set, it is evaluated once, all tasks get its values, and there is no task to infer. `cache` has outputs from earlier
     evaluations of the same strategy on the same stream. `on_batch` is called for every batch that is predicted.
-    `with_items` requests `Row.items`.
+    `with_items` requests `Row.items`. `tests` replaces the stream's tests, and may have only the first tasks.
     """
-    tests = stream.tests
+    tests = tests or stream.tests
     device = tests.y.device
     size = batch_size(stream, device)
     offered = offered_outputs(stream, scenario, learned)
@@ -102,7 +103,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     infers = False
     predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
     with evaluating(strategy), torch.no_grad(), unwritten_tests(strategy, stream):
-        for given_task in given_tasks(scenario, len(stream.tasks)):
+        for given_task in given_tasks(scenario, len(tests.sizes)):
             if cache is not None and stream.predicts_tokens and given_task is not None:
                 final = cache.final_scores(strategy, tests, size, given_task)
                 if final is not None:
@@ -128,7 +129,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
         cache.evaluations += 1
     sizes = torch.tensor(tests.sizes)
     means = {name: total.cpu().double() / sizes for name, total in sums.items()}
-    repeats = len(stream.tasks) // len(tests.sizes)
+    repeats = len(stream.tasks) if stream.common_test else 1
     scores = {name: values.tolist() * repeats for name, values in strategy.objective.metrics(strategy, means).items()}
     item_values = {name: torch.cat(parts).cpu().double() for name, parts in items.items()}
     if item_values:

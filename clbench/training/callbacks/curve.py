@@ -37,8 +37,7 @@ from clbench.training.budget import steps_of
 from clbench.training.cache import start_at
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock
-from clbench.training.evaluation import batch_size, given_tasks, offered_outputs, routed
-from clbench.training.prediction_cache import predictions
+from clbench.training.evaluation import batch_size, evaluate, given_tasks, offered_outputs
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.stacked_step import StackedStep
 from clbench.training.steps import TrainStep
@@ -147,26 +146,12 @@ class CurveCallback(Callback):
     def measure(self, replica: Replica, recipe: Recipe, learned: int) -> Point:
         """Return the point of the first `learned` tasks; the strategy is in eval mode."""
         strategy, stream = replica.strategy, replica.stream
-        tests, offered = first_tasks(self._tests(stream), learned), outputs_offered(replica, learned)
-        right = torch.zeros(learned, dtype=torch.int64, device=offered.device)
-        sums: dict[str, Tensor] = {}
-        size = batch_size(stream, offered.device)
-        predict = routed if stream.predicts_tokens else predictions
-        with precision.autocast_context(recipe, offered.device, strategy):
-            for given_task in given_tasks(strategy.stream_info.scenario, learned):
-                for prediction, y, tasks in predict(strategy, tests, size, given_task):
-                    if stream.has_classes:
-                        right.index_add_(0, tasks, (predict_outputs(prediction.logits, offered[tasks]) == y).long())
-                        continue
-                    add_scores(sums, strategy, prediction.logits if stream.predicts_tokens else
-                               prediction.logits.masked_fill(~offered[tasks], float("-inf")), y, tasks, learned,
-                               given_task)
+        tests = first_tasks(self._tests(stream), learned)
+        with precision.autocast_context(recipe, tests.y.device, strategy):
+            row = evaluate(strategy, stream, strategy.stream_info.scenario, learned, tests=tests)
         if stream.has_classes:
-            return list(map(int, right.tolist()))
-        sizes = torch.tensor(tests.sizes)
-        means = {name: total.cpu().double() / sizes for name, total in sums.items()}
-        return {name: [float(f"{value:.7g}") for value in values.tolist()]
-                for name, values in strategy.objective.metrics(strategy, means).items()}
+            return [round(share * size) for share, size in zip(row.accuracy, tests.sizes, strict=True)]
+        return {name: [float(f"{value:.7g}") for value in values] for name, values in row.scores.items()}
 
     def _tests(self, stream: Stream) -> Tests:
         if id(stream) not in self.tests:
@@ -208,15 +193,6 @@ class CurveCallback(Callback):
             self.as_one = False
             return None
         return [list(map(int, row)) for row in right.tolist()]
-
-
-def add_scores(sums: dict[str, Tensor], strategy: Strategy, out: Tensor, y: Tensor, tasks: Tensor, count: int,
-               given_task: int | None) -> None:
-    """Add the scores of a batch to the sums [count] of each task, by name."""
-    exact = torch.float32 if y.device.type == "mps" else torch.float64
-    for name, values in strategy.objective.scores(strategy, out, y, given_task).items():
-        total = sums.setdefault(name, torch.zeros(count, dtype=exact, device=values.device))
-        total.index_add_(0, tasks.to(values.device), values.to(exact))
 
 
 def outputs_offered(replica: Replica, learned: int) -> Tensor:
