@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,21 +18,20 @@ from clbench.core.device import send
 from clbench.data.samples import Samples, StochasticSamples
 
 DEPTH = 4  # steps to prefetch at most
-Next = Callable[[], Tensor]  # returns the indices of a replica's next batch
+Next = Callable[[], Tensor]  # returns the indices of the next batch
 
 
 class PrefetchedDraws(IterableDataset[list[Tensor | seeds.State]]):
-    """Yields, for each step, the inputs of every replica's batch and the state of the global generators after it."""
+    """Yields, for each step, the inputs of its batch and the state of the global generators after it."""
 
-    def __init__(self, samples: Sequence[StochasticSamples], indices: Sequence[Next], steps: int) -> None:
-        """Store the samples and index functions of each replica, and the number of steps."""
-        self.samples, self.indices, self.steps = samples, indices, steps
+    def __init__(self, samples: StochasticSamples, next_indices: Next, steps: int) -> None:
+        """Store the samples, the function that returns the indices of the next batch, and the number of steps."""
+        self.samples, self.next_indices, self.steps = samples, next_indices, steps
 
     def __iter__(self) -> Iterator[list[Tensor | seeds.State]]:
-        """Draw in the order of training: step by step, and within a step one replica after the other."""
+        """Draw in the order of training, step by step."""
         for _ in range(self.steps):
-            inputs = [part.drawn(following()) for part, following in zip(self.samples, self.indices, strict=True)]
-            yield [*inputs, seeds.state()]
+            yield [self.samples.drawn(self.next_indices()), seeds.state()]
 
 
 class PrefetchedSamples(Samples):
@@ -67,8 +66,8 @@ def can_prefetch(device: torch.device) -> bool:
 
 
 @contextmanager
-def prefetch(samples: Sequence[Samples], indices: Sequence[Next], steps: int) -> Iterator[list[Samples]]:
-    """Yield samples that another process draws ahead of their use, if all of them have random transforms.
+def prefetch(samples: Samples, next_indices: Next, steps: int) -> Iterator[Samples]:
+    """Yield samples that another process draws ahead of their use, if they have random transforms.
 
     The draws are the same as without prefetching. The other process starts with the state of the global generators, and
     this process continues with the state in which the other one ended. The other process is a fork, because the objects
@@ -76,18 +75,17 @@ def prefetch(samples: Sequence[Samples], indices: Sequence[Next], steps: int) ->
     `can_prefetch` is False, this process draws the samples.
 
     Args:
-        samples: the samples of each replica.
-        indices: functions that return the indices of each replica's next batch; the fork calls its own copies.
-        steps: the largest number of batches of each replica.
+        samples: the samples; only a replica that trains alone can have random transforms (`require_stackable`).
+        next_indices: returns the indices of the next batch; the fork calls its own copy.
+        steps: the largest number of batches.
     """
-    stochastic = [part for part in samples if isinstance(part, StochasticSamples)]
-    if len(stochastic) < len(samples) or not can_prefetch(samples[0].y.device):
-        yield list(samples)
+    if not isinstance(samples, StochasticSamples) or not can_prefetch(samples.y.device):
+        yield samples
         return
     state = seeds.state()
     loader = DataLoader(
-        PrefetchedDraws(stochastic, indices, steps), batch_size=None, num_workers=1, prefetch_factor=DEPTH,
-        multiprocessing_context="fork", pin_memory=samples[0].y.device.type == "cuda",
+        PrefetchedDraws(samples, next_indices, steps), batch_size=None, num_workers=1, prefetch_factor=DEPTH,
+        multiprocessing_context="fork", pin_memory=samples.y.device.type == "cuda",
         worker_init_fn=lambda _: seeds.restore(state),
         generator=torch.Generator())  # the loader draws a seed, which must not come from the global generator
 
@@ -98,13 +96,13 @@ def prefetch(samples: Sequence[Samples], indices: Sequence[Next], steps: int) ->
     def inputs(batches: Iterator[Any]) -> Generator[Tensor, None, None]:
         nonlocal state
         for batch in batches:
-            *drawn, state = batch
-            yield from drawn
+            drawn, state = batch
+            yield drawn
 
     queue = inputs(batches)
     del batches
     try:
-        yield [PrefetchedSamples(part, queue) for part in stochastic]
+        yield PrefetchedSamples(samples, queue)
     finally:
         queue.close()  # ends the other process
     seeds.restore(state)

@@ -24,6 +24,7 @@ from clbench.data.stream import Stream
 from clbench.data.tests import Tests
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.objectives import prompts_of
+from clbench.strategy.per_sample_gradients import evaluating
 from clbench.strategy.per_task import PerTaskStrategy
 from clbench.training.prediction_cache import Batches, PredictionCache, predictions
 
@@ -82,17 +83,16 @@ def given_tasks(scenario: Scenario, tasks: int) -> Sequence[int | None]:
 
 
 def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: int,
-             cache: PredictionCache | None = None, on_batch: OnBatch | None = None, with_items: bool = False) -> Row:
+             cache: PredictionCache | None = None, on_batch: OnBatch | None = None, with_items: bool = False,
+             tests: Tests | None = None) -> Row:
     """Evaluate a strategy that has learned the first `learned` tasks on the test samples of all tasks.
 
     If the scenario does not give the task ID, a batch may have samples of several tasks. If all tasks share one test
     set, it is evaluated once, all tasks get its values, and there is no task to infer. `cache` has outputs from earlier
     evaluations of the same strategy on the same stream. `on_batch` is called for every batch that is predicted.
-    `with_items` requests `Row.items`.
+    `with_items` requests `Row.items`. `tests` replaces the stream's tests, and may have only the first tasks.
     """
-    training = strategy.training
-    strategy.eval()
-    tests = stream.tests
+    tests = tests or stream.tests
     device = tests.y.device
     size = batch_size(stream, device)
     offered = offered_outputs(stream, scenario, learned)
@@ -102,8 +102,8 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     items = defaultdict[str, list[Tensor]](list)
     infers = False
     predict = routed if stream.predicts_tokens else predictions if cache is None else cache.predictions
-    with torch.no_grad(), unwritten_tests(strategy, stream):
-        for given_task in given_tasks(scenario, len(stream.tasks)):
+    with evaluating(strategy), torch.no_grad(), unwritten_tests(strategy, stream):
+        for given_task in given_tasks(scenario, len(tests.sizes)):
             if cache is not None and stream.predicts_tokens and given_task is not None:
                 final = cache.final_scores(strategy, tests, size, given_task)
                 if final is not None:
@@ -127,10 +127,9 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
                     inferred.index_add_(0, tasks, (prediction.task == tasks).to(exact))
     if cache is not None:
         cache.evaluations += 1
-    strategy.train(training)
     sizes = torch.tensor(tests.sizes)
     means = {name: total.cpu().double() / sizes for name, total in sums.items()}
-    repeats = len(stream.tasks) // len(tests.sizes)
+    repeats = len(stream.tasks) if stream.common_test else 1
     scores = {name: values.tolist() * repeats for name, values in strategy.objective.metrics(strategy, means).items()}
     item_values = {name: torch.cat(parts).cpu().double() for name, parts in items.items()}
     if item_values:

@@ -181,11 +181,11 @@ class TrainingLoop:
         self.callbacks.on_phase(self, inputs)
         schedule = make_schedule(self.recipe, self.train_step.optimizer, phase.steps,
                                  steps_per_epoch(self.recipe, len(samples[0])))
-        indices = [partial(sampler.next_indices, torch.device("cpu")) for sampler in samplers]
         requests = [sampler.peek_requests(strategy, phase.steps)
                     for sampler, strategy in zip(samplers, strategies, strict=True)]
         with (phase_cache.start_at(strategies, inputs.start),
-              prefetch(inputs.samples, indices, phase.steps) as drawn, decode_ahead(drawn, requests) as decoded):
+              prefetch(inputs.samples[0], partial(samplers[0].next_indices, torch.device("cpu")), phase.steps) as first,
+              decode_ahead([first, *inputs.samples[1:]], requests) as decoded):
             if not losses:
                 self.callbacks.on_step(self, index, 0, steps)
             self._take_steps(phase.steps, replace(inputs, samples=decoded), samplers, schedule, losses, index, steps)

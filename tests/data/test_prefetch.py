@@ -67,7 +67,7 @@ def test_no_process_is_left_and_the_generator_goes_on_from_the_last_step(monkeyp
     def run(taken):
         order = BatchSampler(24, 10, 0, 0)
         with seeds.scope(0):
-            with prefetch.prefetch([samples], [lambda: order.next_indices(torch.device("cpu"))], 5) as (drawn,):
+            with prefetch.prefetch(samples, lambda: order.next_indices(torch.device("cpu")), 5) as drawn:
                 twin = BatchSampler(24, 10, 0, 0)
                 batches = [twin.next_batch(drawn).x for _ in range(taken)]
             return batches, seeds.state()
@@ -89,5 +89,5 @@ def test_what_goes_wrong_in_a_transform_is_told(monkeypatch):
 
     broken = StochasticSamples(samples.x, samples.y, samples.tasks, draw)
     with (pytest.raises(ValueError, match="no such picture"),
-          prefetch.prefetch([broken], [lambda: torch.arange(2)], 1) as (drawn,)):
+          prefetch.prefetch(broken, lambda: torch.arange(2), 1) as drawn):
         drawn.take(torch.arange(2))

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -44,12 +45,26 @@ def test_accuracy_and_inference_are_shares_of_each_tasks_samples():
     assert row.task_inference == [0.0, 1.0, 0.0]
 
 
-def test_the_training_mode_is_left_as_it_was():
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_each_module_keeps_its_mode(fails, mode, monkeypatch):
     b = bench(StrategyInfo("x", Strategy, ""), {}, "class")
-    for mode in (True, False):
-        b.strategy.train(mode)
+    b.strategy.train(mode)
+    b.strategy.model.head.eval()
+    modes = [module.training for module in b.strategy.modules()]
+    predicted = []
+
+    def predict(x, task):
+        predicted.append(any(module.training for module in b.strategy.modules()))
+        if fails:
+            raise ValueError("no prediction")
+        return Prediction(b.strategy(x))
+
+    monkeypatch.setattr(b.strategy, "predict", predict)
+    with pytest.raises(ValueError, match="no prediction") if fails else nullcontext():
         assert evaluate(b.strategy, b.stream, "class", learned=0).task_inference is None
-        assert b.strategy.training is mode
+    assert predicted and not any(predicted)
+    assert [module.training for module in b.strategy.modules()] == modes
 
 
 def test_an_untrained_model_is_near_chance_and_the_hand_count_agrees():

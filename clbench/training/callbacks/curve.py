@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -32,13 +31,13 @@ from clbench.data.tests import Tests
 from clbench.experiment.recipe import Recipe
 from clbench.results.curve import Curve, Point, add_last_point, add_point
 from clbench.strategy.base import Strategy
+from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training import precision
 from clbench.training.budget import steps_of
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock
-from clbench.training.evaluation import batch_size, given_tasks, offered_outputs, routed
+from clbench.training.evaluation import batch_size, evaluate, given_tasks, offered_outputs
 from clbench.training.phase_cache import start_at
-from clbench.training.prediction_cache import predictions
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.stacked_step import StackedStep
 from clbench.training.steps import TrainStep
@@ -147,26 +146,12 @@ class CurveCallback(Callback):
     def measure(self, replica: Replica, recipe: Recipe, learned: int) -> Point:
         """Return the point of the first `learned` tasks; the strategy is in eval mode."""
         strategy, stream = replica.strategy, replica.stream
-        tests, offered = first_tasks(self._tests(stream), learned), outputs_offered(replica, learned)
-        right = torch.zeros(learned, dtype=torch.int64, device=offered.device)
-        sums: dict[str, Tensor] = {}
-        size = batch_size(stream, offered.device)
-        predict = routed if stream.predicts_tokens else predictions
-        with precision.autocast_context(recipe, offered.device, strategy):
-            for given_task in given_tasks(strategy.stream_info.scenario, learned):
-                for prediction, y, tasks in predict(strategy, tests, size, given_task):
-                    if stream.has_classes:
-                        right.index_add_(0, tasks, (predict_outputs(prediction.logits, offered[tasks]) == y).long())
-                        continue
-                    add_scores(sums, strategy, prediction.logits if stream.predicts_tokens else
-                               prediction.logits.masked_fill(~offered[tasks], float("-inf")), y, tasks, learned,
-                               given_task)
+        tests = first_tasks(self._tests(stream), learned)
+        with precision.autocast_context(recipe, tests.y.device, strategy):
+            row = evaluate(strategy, stream, strategy.stream_info.scenario, learned, tests=tests)
         if stream.has_classes:
-            return list(map(int, right.tolist()))
-        sizes = torch.tensor(tests.sizes)
-        means = {name: total.cpu().double() / sizes for name, total in sums.items()}
-        return {name: [float(f"{value:.7g}") for value in values.tolist()]
-                for name, values in strategy.objective.metrics(strategy, means).items()}
+            return [round(share * size) for share, size in zip(row.accuracy, tests.sizes, strict=True)]
+        return {name: [float(f"{value:.7g}") for value in values] for name, values in row.scores.items()}
 
     def _tests(self, stream: Stream) -> Tests:
         if id(stream) not in self.tests:
@@ -208,15 +193,6 @@ class CurveCallback(Callback):
             self.as_one = False
             return None
         return [list(map(int, row)) for row in right.tolist()]
-
-
-def add_scores(sums: dict[str, Tensor], strategy: Strategy, out: Tensor, y: Tensor, tasks: Tensor, count: int,
-               given_task: int | None) -> None:
-    """Add the scores of a batch to the sums [count] of each task, by name."""
-    exact = torch.float32 if y.device.type == "mps" else torch.float64
-    for name, values in strategy.objective.scores(strategy, out, y, given_task).items():
-        total = sums.setdefault(name, torch.zeros(count, dtype=exact, device=values.device))
-        total.index_add_(0, tasks.to(values.device), values.to(exact))
 
 
 def outputs_offered(replica: Replica, learned: int) -> Tensor:
@@ -263,17 +239,11 @@ def predict_outputs(logits: Tensor, offered: Tensor) -> Tensor:
 @contextmanager
 def eval_mode(strategies: Sequence[Strategy]) -> Iterator[None]:
     """Set strategies to eval mode without gradients inside the block, and restore the state of training after it."""
-    modules = chain.from_iterable(strategy.modules() for strategy in strategies)
-    modes = [(module, module.training) for module in modules]
     drawn = [(strategy.stream_info.generator, strategy.stream_info.generator.get_state()) for strategy in strategies]
     try:
-        for strategy in strategies:
-            strategy.eval()
-        with start_at(strategies, 0), seeds.scope(0, "curve"), torch.no_grad():
+        with evaluating(nn.ModuleList(strategies)), start_at(strategies, 0), seeds.scope(0, "curve"), torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for generator, state in drawn:
             generator.set_state(state)
 

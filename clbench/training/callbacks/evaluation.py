@@ -57,7 +57,10 @@ class EvaluationCallback(Callback):
             self.add_row(replica, training.recipe, task + 1)
 
     def add_row(self, replica: Replica, recipe: Recipe, learned: int) -> None:
-        """Evaluate on all tasks and add the row; decomposing its errors does not count as evaluation time."""
+        """Evaluate on all tasks and add the row.
+
+        Evaluation time includes collecting each batch for the error decomposition, but not computing its counts.
+        """
         scenario, is_last = replica.strategy.stream_info.scenario, learned == len(replica.stream.tasks)
         cache = self.caches.setdefault(replica, PredictionCache(replica.seed, self.verify_caches, self.cache_limit))
         began = Clock.now()

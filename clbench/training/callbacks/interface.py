@@ -21,7 +21,9 @@ that is named on the right.
     on_end
 
 If a strategy has no phases or its own training loop, `on_step` is called once, with step 0, and there are no calls for
-`training_samples`, phases and steps. A strategy's own training loop runs in one `around_prepare(replica)`.
+`training_samples`, phases and steps. A strategy's own training loop runs in one `around_prepare(replica)`. With hidden
+boundaries, `on_phase` and step 0 come in every task. But `before_task` and `before_phase` are called only in the first
+task, `after_task` only in the last one, and `training_samples` and `phase_samples` never.
 `clbench.execution.trial_runner` selects the callbacks of a run.
 """
 
