@@ -35,7 +35,7 @@ from clbench.training.evaluation import batch_size, given_tasks
 from clbench.training.phase_cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult, require_losses
 from clbench.training.sampling import divide_batches
-from clbench.training.stacked_step import LossModule
+from clbench.training.stacked_step import StrategyCall, loss_of
 from clbench.training.steps import TrainStep
 
 
@@ -145,7 +145,7 @@ def flops_alone(strategy: Strategy, train_step: TrainStep, batch: Batch) -> int:
     trained = [p for p in strategy.parameters() if p.requires_grad]
     with seeds.scope(0, "flops"), FlopCount() as count:
         with train_step.autocast:
-            loss: Tensor = functional_call(LossModule(strategy), buffers, (batch,))
+            loss: Tensor = functional_call(StrategyCall(strategy, loss_of), buffers, (batch,))
         require_losses([strategy], loss[None])
         torch.autograd.grad(loss, trained, allow_unused=True)
     return int(count.total)

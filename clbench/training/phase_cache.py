@@ -34,7 +34,7 @@ from clbench.data.prepare import IMAGE_DIMS
 from clbench.data.samples import Samples, pick
 from clbench.models.network import Network
 from clbench.strategy.base import Batch, Strategy, declares, overrides
-from clbench.training.stacked_step import LossModule
+from clbench.training.stacked_step import StrategyCall, loss_of
 
 SWITCH = "CLBENCH_CACHE_FROZEN"  # environment variable; 0 turns the caches off
 BYTES = 2**30  # limit of what a phase caches, all members together; the execution settings can change it
@@ -278,7 +278,7 @@ def require_same_loss(strategy: Strategy, samples: Samples, task: int, blocks: i
                 batch = Batch(x, raw.y, raw.tasks, task, frozen=frozen)
                 batch = strategy.objective.collate([batch])[0] if strategy.stream_info.predicts_tokens else batch
                 try:
-                    losses.append(functional_call(LossModule(strategy), state, (batch,)))
+                    losses.append(functional_call(StrategyCall(strategy, loss_of), state, (batch,)))
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     if start == 0:
                         raise

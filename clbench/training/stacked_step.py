@@ -53,29 +53,34 @@ class OptionsView:
 DRAWS = "its {} draws random numbers (dropout, say), which in a stack would depend on the other trials"
 
 
-class LossModule(nn.Module):
-    """Wraps a strategy so that `forward` returns its loss, because `functional_call` calls `forward`."""
+class StrategyCall(nn.Module):
+    """Calls a function of a strategy, because `functional_call` can only call modules."""
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, function: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.strategy = strategy
+        self.strategy, self.function = strategy, function
 
-    def forward(self, batch: Batch, columns: Mapping[str, Any] | None = None,
-                scalars: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return the strategy's loss.
+    def forward(self, *arguments: Any) -> Tensor:
+        """Return the value of the function for the strategy and further arguments."""
+        return self.function(self.strategy, *arguments)
 
-        `columns` has tensors that replace those of the batch (`Batch.columns`). `scalars` has values that replace those
-        of the strategy's `Scalar` options.
-        """
-        batch = replace(batch, **columns or {})
-        if not scalars:
-            return self.strategy.loss(batch)
-        options: Any = self.strategy.options
-        self.strategy.options = OptionsView(options, scalars)  # type: ignore[assignment]
-        try:
-            return self.strategy.loss(batch)
-        finally:
-            self.strategy.options = options
+
+def loss_of(strategy: Strategy, batch: Batch, columns: Mapping[str, Any] | None = None,
+            scalars: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return a strategy's loss.
+
+    `columns` has tensors that replace those of the batch (`Batch.columns`). `scalars` has values that replace those of
+    the strategy's `Scalar` options.
+    """
+    batch = replace(batch, **columns or {})
+    if not scalars:
+        return strategy.loss(batch)
+    options: Any = strategy.options
+    strategy.options = OptionsView(options, scalars)  # type: ignore[assignment]
+    try:
+        return strategy.loss(batch)
+    finally:
+        strategy.options = options
 
 
 def stack_columns(columns: Sequence[Any]) -> Any:
@@ -98,7 +103,7 @@ class StackedStep:
         require_same_structure(strategies)
         self.autocast = autocast
         self.members = list(strategies)
-        self.call = LossModule(self.members[0])
+        self.call = StrategyCall(self.members[0], loss_of)
         self.loss: Callable[..., Tensor] = self.vectorized
         self.scalars = varying_options(self.members)
         shared = share_equal(self.members, frozen=True)
@@ -162,7 +167,7 @@ class StackedStep:
                               "options of type Scalar may differ)")
 
     def state(self) -> dict[str, Tensor]:
-        """Return the stacked parameters and buffers [S, ...], with the names that they have in `LossModule`."""
+        """Return the stacked parameters and buffers [S, ...], with the names that they have in `StrategyCall`."""
         self._follow_buffers()
         self._follow_shared()
         return {f"strategy.{n}": t for n, t in (*self.trained.items(), *self.untrained.items(), *self.buffers.items())}

@@ -39,7 +39,7 @@ from clbench.training.costs import Clock
 from clbench.training.evaluation import batch_size, evaluate, given_tasks, offered_outputs
 from clbench.training.phase_cache import start_at
 from clbench.training.replica import Replica, TaskResult
-from clbench.training.stacked_step import StackedStep
+from clbench.training.stacked_step import StackedStep, StrategyCall
 from clbench.training.steps import TrainStep
 
 FIRST = 50  # steps of a task that each have a point, because the effects of a boundary are short
@@ -206,24 +206,12 @@ def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, task: 
     return bool(torch.allclose(logits, torch.stack(own_logits), rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
-class Logits(nn.Module):
-    """Wraps a strategy so that `forward` returns its logits, because `functional_call` calls `forward`."""
-
-    def __init__(self, strategy: Strategy) -> None:
-        super().__init__()
-        self.strategy = strategy
-
-    def forward(self, x: Tensor, task: int | None) -> Tensor:
-        """Return the logits [N, C] of inputs x [N, ...]."""
-        return self.strategy.predict(x, task).logits
-
-
 def stacked_logits(train_step: StackedStep, x: Tensor, task: int | None, shared: bool) -> Tensor:
     """Return the logits [S, N, C] of the members of a stack, for x [N, ...] if it is shared, else x [S, N, ...]."""
-    call = Logits(train_step.members[0])
+    call = StrategyCall(train_step.members[0], lambda strategy, x: strategy.predict(x, task).logits)
 
     def logits(state: dict[str, Tensor], x: Tensor) -> Tensor:
-        predicted: Tensor = functional_call(call, state, (x, task))
+        predicted: Tensor = functional_call(call, state, (x,))
         return predicted
 
     with train_step.folding or nullcontext():
