@@ -64,7 +64,7 @@ def check(folder):
 
 def check_section(section, records):
     """Return the strings of a section, which is about one scenario."""
-    ids = dict(e.split(" = ", 1) for e in re.search(r"Names for --methods: (.*)\.", section)[1].split("; "))
+    ids = dict(e.split(" = ") for e in re.search(r"for --methods: (.*?)\.(?=\n| Names)", section)[1].split("; "))
     scenario = re.search(r"(\w+)-IL", section)[1].lower()
     records = sorted((r for r in records if r["trial"]["scenario"] == scenario), key=lambda r: r["trial"]["seed"])
     short = {r["label"]: re.sub(":recipe[.][^:]*", "", r["label"]) for r in records}
