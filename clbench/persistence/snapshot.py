@@ -31,7 +31,7 @@ from clbench.persistence.strategy_state import SnapshotError, StrategyState, cap
 from clbench.strategy.base import Strategy
 from clbench.strategy.per_sample_gradients import evaluating
 from clbench.training.costs import role
-from clbench.training.evaluation import batch_size, offered_outputs
+from clbench.training.evaluation import batch_size, candidate_outputs
 from clbench.training.replica import Replica, TrialResults
 
 Kind = Literal["training", "strategy", "network"]  # the last two are model snapshots
@@ -217,7 +217,7 @@ def outline_of(replica: Replica) -> StreamOutline:
     """Return the outline of a replica's stream and model."""
     stream = replica.stream
     raw = stored_inputs(stream.tasks[0].test)
-    offered = offered_outputs(stream, replica.strategy.stream_info.scenario, len(stream.tasks))
+    offered = candidate_outputs(stream, replica.strategy.stream_info.scenario, len(stream.tasks))
     return StreamOutline(
         sample_shape=list(raw.shape[1:]),
         sample_dtype="uint8" if raw.dtype == torch.uint8 else "int32" if stream.is_text else "float32",

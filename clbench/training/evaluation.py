@@ -66,7 +66,7 @@ def batch_size(stream: Stream, device: torch.device, length: int = 0) -> int:
     return max(SMALLEST, BATCH_BYTES.get(device.type, ACCELERATOR_BYTES) // (4 * numbers))
 
 
-def offered_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
+def candidate_outputs(stream: Stream, scenario: Scenario, learned: int) -> Tensor:
     """Return which outputs compete in predictions for each task, bool [T, C], on the stream's device."""
     rules, classes = scenario_rules(scenario), [task.classes for task in stream.tasks]
     offered = torch.zeros(len(classes), stream.classes, dtype=torch.bool)
@@ -95,7 +95,7 @@ def evaluate(strategy: Strategy, stream: Stream, scenario: Scenario, learned: in
     tests = tests or stream.tests
     device = tests.y.device
     size = batch_size(stream, device)
-    offered = offered_outputs(stream, scenario, learned)
+    offered = candidate_outputs(stream, scenario, learned)
     exact = torch.float32 if device.type == "mps" else torch.float64
     inferred = torch.zeros(len(tests.sizes), dtype=exact, device=device)
     sums = defaultdict[str, Tensor](lambda: torch.zeros_like(inferred))

@@ -36,7 +36,7 @@ from clbench.training import precision
 from clbench.training.budget import steps_of
 from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.costs import Clock
-from clbench.training.evaluation import batch_size, evaluate, given_tasks, offered_outputs
+from clbench.training.evaluation import batch_size, candidate_outputs, evaluate, given_tasks
 from clbench.training.phase_cache import start_at
 from clbench.training.replica import Replica, TaskResult
 from clbench.training.stacked_step import StackedStep, StrategyCall
@@ -171,7 +171,7 @@ class CurveCallback(Callback):
         tests = [first_tasks(self._tests(replica.stream), learned) for replica in replicas[:1 if shared else None]]
         if len({part.sizes for part in tests}) > 1 or first.stream.is_text or not first.stream.has_classes:
             return None  # the batch determines the length of texts
-        offered = torch.stack([outputs_offered(replica, learned) for replica in replicas])
+        offered = torch.stack([candidate_outputs(r.stream, r.strategy.stream_info.scenario, learned) for r in replicas])
         right = torch.zeros(len(replicas), learned, dtype=torch.int64, device=offered.device)
         size = batch_size(first.stream, offered.device)
         try:
@@ -193,11 +193,6 @@ class CurveCallback(Callback):
             self.as_one = False
             return None
         return [list(map(int, row)) for row in right.tolist()]
-
-
-def outputs_offered(replica: Replica, learned: int) -> Tensor:
-    """Return which outputs compete in a replica's predictions for each task, bool [T, C]."""
-    return offered_outputs(replica.stream, replica.strategy.stream_info.scenario, learned)
 
 
 def predict_alike(replicas: Sequence[Replica], logits: Tensor, x: Tensor, task: int | None, shared: bool) -> bool:
