@@ -44,10 +44,11 @@ from clbench.training.callbacks.interface import Callback, Training
 from clbench.training.callbacks.language import language_callback
 from clbench.training.callbacks.probe import describe_probe_cost
 from clbench.training.costs import PeakMemory
+from clbench.training.loop import TrainingLoop
 from clbench.training.members import Unstackable, share_equal
 from clbench.training.precision import Compiler
 from clbench.training.replica import Replica
-from clbench.training.stream_loop import loop_for
+from clbench.training.stream_loop import StreamLoop
 
 
 class TrialRunner:
@@ -291,10 +292,9 @@ class ProgressCallback(Callback):
 def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], compiler: Compiler | None = None,
                  cache_bytes: int | None = None, verify_caches: bool = False) -> None:
     """Train replicas together on their streams, from the first task that they have not learned; see `TrainingLoop`."""
-    first = replicas[0]
-    recipe = first.trial.trained_by
-    loop = loop_for(replicas, recipe, callbacks, first.learned, compiler, cache_bytes, verify_caches)
-    if first.learned:
-        loop.train_step = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
-                                                  [replica.optimizer_state for replica in replicas])
+    first, recipe = replicas[0], replicas[0].trial.trained_by
+    loop = (StreamLoop(replicas, recipe, callbacks, first.learned, compiler) if first.stream.hidden else
+            TrainingLoop(replicas, recipe, callbacks, compiler, cache_bytes, verify_caches))
+    loop.train_step = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
+                                              [replica.optimizer_state for replica in replicas])
     loop.run(first.learned)

@@ -41,7 +41,7 @@ from clbench.training.steps import make_train_step
 
 
 class StreamLoop(TrainingLoop):
-    """Trains replicas, one or a stack of them, on streams with hidden boundaries."""
+    """Trains replicas, one or a stack of them, on streams with hidden boundaries; it caches nothing."""
 
     def __init__(self, replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (),
                  learned: int = 0, compiler: Compiler | None = None) -> None:
@@ -123,15 +123,3 @@ def merge_tasks(stream: Stream) -> Stream:
     single_task = replace(stream.tasks[0], classes=tuple(range(stream.classes)), train=Samples.concat(*parts),
                           class_names=(), train_classes=())
     return replace(stream, tasks=(single_task,), hidden=False)
-
-
-def loop_for(replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (), learned: int = 0,
-             compiler: Compiler | None = None, cache_bytes: int | None = None, verify_caches: bool = False
-             ) -> TrainingLoop:
-    """Return the training loop for replicas: a `StreamLoop` if boundaries are hidden, else a `TrainingLoop`.
-
-    `learned` is the number of tasks that are learned already; only `StreamLoop` needs it. `StreamLoop` caches nothing.
-    """
-    if replicas[0].stream.hidden:
-        return StreamLoop(replicas, recipe, callbacks, learned, compiler)
-    return TrainingLoop(replicas, recipe, callbacks, compiler, cache_bytes, verify_caches)

@@ -100,7 +100,7 @@ class CurveCallback(Callback):
 
     def new_curve(self, stream: Stream) -> Curve:
         """Return a curve without points."""
-        return Curve(every=self.every, samples=list(self._tests(stream).sizes),
+        return Curve(every=self.every, samples=[min(self.samples, size) for size in stream.tests.sizes],
                      metric="" if stream.has_classes else OBJECTIVES[stream.objective].primary)
 
     def on_step(self, training: Training, task: int, step: int, steps: int) -> None:
