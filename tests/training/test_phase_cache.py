@@ -236,23 +236,24 @@ def test_frozen_outputs_are_computed_where_they_are_not_stored():
     assert not torch.equal(b.strategy.loss(marked), b.strategy.loss(batch))
 
 
-def test_no_more_is_stored_than_the_budget():
+def frozen_strategy():
+    """Return a bench whose strategy has only frozen blocks, and the samples of its first task."""
     b = bench(discover().strategy("shared-private"), {}, "task")
     b.learn(0)
     b.strategy.requires_grad_(False)
     b.strategy.train()
-    samples = b.stream.tasks[0].train
+    return b, b.stream.tasks[0].train
+
+
+def test_no_more_is_stored_than_the_budget():
+    b, samples = frozen_strategy()
     assert phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples)).start == 2
     assert phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples) - 1).start == 0
     assert phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), limit=100).start == 0
 
 
 def test_what_is_stored_in_bfloat16_is_measured_in_bfloat16():
-    b = bench(discover().strategy("shared-private"), {}, "task")
-    b.learn(0)
-    b.strategy.requires_grad_(False)
-    b.strategy.train()
-    samples = b.stream.tasks[0].train
+    b, samples = frozen_strategy()
     autocast = torch.autocast("cpu", torch.bfloat16)
     stored, = phase_cache.phase_inputs([b.strategy], [samples], 0, 2 * len(samples), autocast=autocast).samples
     assert stored.x.dtype == torch.bfloat16
