@@ -293,7 +293,7 @@ def run_replicas(replicas: Sequence[Replica], callbacks: Sequence[Callback], com
                  cache_bytes: int | None = None, verify_caches: bool = False) -> None:
     """Train replicas together on their streams, from the first task that they have not learned; see `TrainingLoop`."""
     first, recipe = replicas[0], replicas[0].trial.trained_by
-    loop = (StreamLoop(replicas, recipe, callbacks, first.learned, compiler) if first.stream.hidden else
+    loop = (StreamLoop(replicas, recipe, callbacks, first.learned, compiler, cache_bytes) if first.stream.hidden else
             TrainingLoop(replicas, recipe, callbacks, compiler, cache_bytes, verify_caches))
     loop.train_step = restore_optimizer_state([replica.strategy for replica in replicas], recipe,
                                               [replica.optimizer_state for replica in replicas])

@@ -41,16 +41,17 @@ from clbench.training.steps import make_train_step
 
 
 class StreamLoop(TrainingLoop):
-    """Trains replicas, one or a stack of them, on streams with hidden boundaries; it caches nothing."""
+    """Trains replicas, one or a stack of them, on streams with hidden boundaries; phases cache nothing."""
 
     def __init__(self, replicas: Sequence[Replica], recipe: Recipe, callbacks: Sequence[Callback] = (),
-                 learned: int = 0, compiler: Compiler | None = None) -> None:
+                 learned: int = 0, compiler: Compiler | None = None, cache_bytes: int | None = None) -> None:
         """Start at the beginning, or after the first `learned` tasks.
 
         Raises:
             Unstackable: the streams have different sizes, or several replicas have their own training loop.
         """
-        super().__init__(replicas, recipe.model_copy(update={"optimizer_state": "keep"}), callbacks, compiler)
+        super().__init__(replicas, recipe.model_copy(update={"optimizer_state": "keep"}), callbacks, compiler,
+                         cache_bytes)
         if len({tuple(len(task.train) for task in replica.stream.tasks) for replica in replicas}) > 1:
             raise Unstackable("streams whose tasks have other numbers of samples do not go in one stack")
         self.samplers = {replica: StreamSampler([task.train for task in replica.stream.tasks], recipe.batch_size,
