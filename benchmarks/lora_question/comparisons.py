@@ -65,18 +65,20 @@ def compare_accuracy(rule: Rule, *rivals: str, benchmark: str = "", scenario: st
         for study in studies:
             if benchmark in ("", study.trial.benchmark.name) and scenario in ("", study.scenario):
                 for row, rival, main in pairs(study, rivals, same_backbone=same_backbone, frozen=frozen):
-                    yield difference(study, row, rival, rule, main=main, reason=unsuitable(study, row, rival))
+                    compared = difference(study, row, rival, rule, main=main)
+                    less_accurate = row if compared.interval().mean < 0 else rival
+                    reason = unsuitable(study, rival, [less_accurate.trials[seed] for seed in compared.values])
+                    yield replace(compared, reason=reason or compared.reason)
     return test
 
 
-def unsuitable(study: Study, row: Row, rival: Row) -> str:
+def unsuitable(study: Study, rival: Row, less_accurate: Sequence[Record]) -> str:
     """Return why a comparison with a rival is inconclusive, or an empty string if there is no reason.
 
-    The less accurate side was underfit, or the rival is untuned and significantly worse than a linear probe.
+    The records of the less accurate side are underfit, or the rival is untuned and significantly worse than a linear
+    probe.
     """
-    compared = difference(study, row, rival, is_above(0))
-    less_accurate = row if compared.interval().mean < 0 else rival
-    if underfit_share([less_accurate.trials[seed] for seed in compared.values]) is not None:
+    if underfit_share(less_accurate) is not None:
         return UNDERFIT
     probe = study.main_row("frozen") if study.pretrained and not rival.tuned else None
     if probe is None or probe is rival or len(shared_seeds(rival, probe)) < 2:

@@ -272,8 +272,8 @@ def test_a_method_that_loses_because_it_was_underfit_decides_nothing(studies):
     assert loser.main and loser.interval().low > 2
     assert (loser.verdict(), loser.reason) == ("inconclusive", comparisons.UNDERFIT)
     assert next(comparisons.compare_accuracy(rule, "ewc")([study])).verdict() == "contradicted"
-    private, lora = study.main_row("shared-private"), study.main_row("lora")
-    assert comparisons.unsuitable(study, private, lora) == comparisons.UNDERFIT  # on either side
+    private = list(study.main_row("shared-private").trials.values())
+    assert comparisons.unsuitable(study, study.main_row("lora"), private) == comparisons.UNDERFIT  # on either side
 
 
 def test_the_main_row_is_the_best_of_rank_4_and_variants_have_their_best_training_configuration():
