@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -160,18 +160,17 @@ class LoRALayer(nn.Module):
             return out
         x = self.lora_dropout(x)
         for adapter in self.active:
-            low: Tensor = self.lora_A[adapter](x)
-            # Scaling r values costs less than scaling all outputs, but a bias of B must be scaled too.
-            added: Tensor = (self.scaling * self.lora_B[adapter](low) if self.lora_bias
-                             else self.lora_B[adapter](self.scaling * low))
-            if self.init == "pissa":  # in the same order of operations, so that the start is exactly Wx
-                start = F.linear(x, self.pissa_A)
-                added = added - (self.scaling * F.linear(start, self.pissa_B) if self.lora_bias
-                                 else F.linear(self.scaling * start, self.pissa_B))
+            added = self._scaled(self.lora_B[adapter], self.lora_A[adapter](x))
+            if self.init == "pissa":  # the start is rounded in the same way, so that before training the sum is Wx
+                added = added - self._scaled(lambda low: F.linear(low, self.pissa_B), F.linear(x, self.pissa_A))
             if self.lora_magnitude_vector is not None:
                 added = self._rescaled(out, added, adapter)
             out = out + added
         return out
+
+    def _scaled(self, b: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
+        """Return s b(low). Scaling r values costs less than scaling all outputs, but a bias of B must be scaled too."""
+        return self.scaling * b(low) if self.lora_bias else b(self.scaling * low)
 
     def _rescaled(self, out: Tensor, added: Tensor, adapter: int) -> Tensor:
         """Return the term that DoRA adds to Wx + b. Rows are rescaled to the learned lengths, but not the bias."""
