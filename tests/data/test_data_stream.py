@@ -153,7 +153,6 @@ def custom(tmp_path, monkeypatch):
     name = "custom_benchmarks_of_a_test"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(MODULE))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, name, raising=False)
     registry = discover()
 
