@@ -59,7 +59,7 @@ RULES = """
   seeds, in which the less accurate side was underfit, or in which an untuned rival is significantly worse than a linear
   probe on the same pretrained backbone.
 
-The rules of verdicts were written after the first runs, and the rules of counting after all runs.
+All rules were written after results were known, and the rule on underfit methods after all of them.
 
 ## Corrections
 
