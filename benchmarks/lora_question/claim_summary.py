@@ -78,7 +78,7 @@ All rules were written after results were known, and the rule on underfit method
 ## Limitations
 
 - **Small images, one budget.** The ViT sees 56-pixel images that were enlarged from 32 x 32. A task has 500 images and
-  64 steps. In unfinished [tuning runs](../benchmarks/lora_question/PROTOCOL.md) with 256 steps, EWC's lead over LoRA
+  64 steps. In [tuning runs](../benchmarks/lora_question/PROTOCOL.md) with 256 steps, EWC's lead over LoRA
   shrinks to a few points.
 - **Backbones.** The ViT-S/14 was fine-tuned for saliency detection on unnamed images; it is not DINOv2. No study has
   the usual ViT-B/16.

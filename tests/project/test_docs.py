@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -226,11 +227,14 @@ def test_verdicts_are_those_of_paired_t_tests_with_holms_correction(script, stud
 
 
 def best_of_tuning(folder, row):
-    """Return the best accuracy of a row's candidates on development seed 1000 with task IDs, from tuning records."""
+    """Return the best mean of a row's candidates over both development seeds with task IDs, from tuning records."""
     paths = (ROOT / "benchmarks/lora_question" / folder).glob("*.json")
     records = [json.loads(path.read_text()) for path in paths]
-    return max(statistics.mean(record["R"][-1]) for record in records if record["label"].partition(":")[0] == row
-               and (record["trial"]["scenario"], record["trial"]["seed"]) == ("task", 1000))
+    finals = defaultdict(list)
+    for record in records:
+        if record["label"].partition(":")[0] == row and record["trial"]["scenario"] == "task":
+            finals[record["label"]].append(statistics.mean(record["R"][-1]))
+    return max(statistics.mean(values) for values in finals.values() if len(values) == 2)
 
 
 def test_what_the_pages_say_of_more_steps_is_what_the_tuning_records_say():
@@ -238,12 +242,13 @@ def test_what_the_pages_say_of_more_steps_is_what_the_tuning_records_say():
     leads = {row: [best_of_tuning(folder, row) - best_of_tuning(folder, "lora") for folder in (few, many)]
              for row in ("naive", "joint-equal-steps", "ewc", "er")}
     assert all(many_steps < few_steps - 0.03 for few_steps, many_steps in leads.values())  # LoRA gains most
-    assert leads["ewc"][0] > 0.13 and 0 < leads["ewc"][1] < 0.05 and leads["er"][1] < 0 < leads["er"][0]
+    assert leads["ewc"][0] > 0.12 and 0.02 < leads["ewc"][1] < 0.05  # a few points
+    assert leads["er"][0] > 0.05 and abs(leads["er"][1]) < 0.005  # as accurate as ER
     protocol = (ROOT / "benchmarks/lora_question/PROTOCOL.md").read_text()
     for row in ("naive", "joint-equal-steps", "lora", "er", "ewc"):
         assert f"| `{row}` | {100 * best_of_tuning(few, row):.1f} | {100 * best_of_tuning(many, row):.1f} |" in protocol
-    finished = len(list((ROOT / "benchmarks/lora_question" / many).glob("*.json")))
-    assert f"{finished} of its first 30 tuning trials are finished" in protocol
+    finished = list((ROOT / "benchmarks/lora_question/answer_tuning/budget/study_records").glob("*.json"))
+    assert f"{len(finished)} of the 15 trials of the study itself are finished" in protocol
 
 
 def planned(rival, task_ids):
