@@ -241,7 +241,7 @@ def test_what_the_pages_say_of_more_steps_is_what_the_tuning_records_say():
     few, many = "answer_tuning/records", "answer_tuning/budget/records"
     leads = {row: [best_of_tuning(folder, row) - best_of_tuning(folder, "lora") for folder in (few, many)]
              for row in ("naive", "joint-equal-steps", "ewc", "er")}
-    assert all(many_steps < few_steps - 0.03 for few_steps, many_steps in leads.values())  # LoRA gains most
+    assert all(many_steps < few_steps - 0.02 for few_steps, many_steps in leads.values())  # LoRA gains most
     assert leads["ewc"][0] > 0.12 and 0.02 < leads["ewc"][1] < 0.05  # a few points
     assert leads["er"][0] > 0.05 and abs(leads["er"][1]) < 0.005  # as accurate as ER
     protocol = (ROOT / "benchmarks/lora_question/PROTOCOL.md").read_text()
