@@ -13,6 +13,7 @@ import click
 
 from clbench.cli.common_options import PATH, metric_option
 from clbench.cli.help import Command
+from clbench.core.errors import list_names
 from clbench.core.objective import ACCURACY
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
     """
     from clbench.report.analysis.choosing import KINDS
     from clbench.report.analysis.method_records import MARKS
-    from clbench.report.formatting import difference_unit, interval, list_names, number, unit_of, unit_suffix
+    from clbench.report.formatting import difference_unit, interval, number, unit_of, unit_suffix
 
     label, unit = choice.metric.label, unit_of(choice.metric)
     difference = difference_unit(unit)

@@ -11,6 +11,7 @@ import click
 
 from clbench.cli.common_options import PATH, execution_option
 from clbench.cli.help import Command
+from clbench.core.errors import list_names
 
 if TYPE_CHECKING:
     from clbench.execution.housekeeping import RunFacts
@@ -42,7 +43,7 @@ def runs(places: tuple[Path, ...]) -> None:
         click.echo(f"no run folder in {', '.join(map(str, places or (RUNS,)))}")
         return
     now = datetime.datetime.now(datetime.timezone.utc)
-    rows = [[facts.folder, format_settings(facts.settings), facts.methods, facts.seeds, progress(facts),
+    rows = [[facts.folder, list_names(facts.settings, 1), facts.methods, facts.seeds, progress(facts),
              age(now - facts.last) if facts.last else "", number(facts.bytes, "bytes")] for facts in surveys]
     click.echo(tabulate(rows, headers=HEADERS, disable_numparse=True,
                         colalign=("left", "left", "right", "right", "left", "right", "right")))
@@ -79,11 +80,6 @@ def gc(places: tuple[Path, ...], data: Path | None, yes: bool, dry_run: bool) ->
     if not yes:
         click.confirm(f"Remove these {len(unused_files)}, {total}?", abort=True)
     click.echo(f"freed {number(remove(unused_files), 'bytes')}")
-
-
-def format_settings(settings: tuple[str, ...]) -> str:
-    """Return the settings of a run's records as one cell."""
-    return f"{settings[0]} and {len(settings) - 1} more" if len(settings) > 1 else "".join(settings)
 
 
 def progress(facts: RunFacts) -> str:

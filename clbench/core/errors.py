@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 NEAR = 0.15  # a name is suggested if its similarity is less than this below the similarity of the best match
+SHOWN = 5  # names that a note or an error lists before it counts the others
 
 
 class ClbenchError(Exception):
@@ -86,3 +87,13 @@ def guess(name: str, known: Iterable[str]) -> str:
     ratios = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
     matches = [match for match, ratio in zip(matches, ratios, strict=True) if ratio > ratios[0] - NEAR]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def list_names(names: Iterable[str], most: int = SHOWN) -> str:
+    """Return names as text: the first `most`, and the number of the others.
+
+    >>> list_names(["ewc", "er"]), list_names(["ewc", "er", "lora", "pnn"], 2)
+    ('ewc, er', 'ewc, er and 2 more')
+    """
+    all_names = list(names)
+    return ", ".join(all_names[:most]) + (f" and {len(all_names) - most} more" if len(all_names) > most else "")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.core.entry_points import resolve
-from clbench.core.errors import ClbenchError, DataError, typed_message
+from clbench.core.errors import ClbenchError, DataError, list_names, typed_message
 from clbench.core.files import read_hash, write_atomically
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.registry import Registry
@@ -151,8 +151,7 @@ def contents_of(files: DataFiles, index: Path, verify: bool = False) -> Contents
         entries[path] = [*(state if is_stable else UNSETTLED), digest]
     notes = []
     if changed:
-        suffix = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        notes.append(f"{changed[0]}{suffix}: other content than before, though size and times are the same")
+        notes.append(f"{list_names(changed, 1)}: other content than before, though size and times are the same")
     if any(stored_entries.get(path) != entry for path, entry in entries.items()):
         # Other options of the benchmark read other files of the folder.
         others = {path: entry for path, entry in stored_entries.items() if path not in entries and os.path.exists(path)}

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 
-from clbench.core.errors import DataError, message_of
+from clbench.core.errors import DataError, list_names, message_of
 from clbench.core.files import expand_home
 from clbench.core.objective import CLASSIFICATION, REGRESSION
 from clbench.core.options import Options
 from clbench.core.scenario import Scenario
 from clbench.data.common_options import ClassDivision, PhotoOptions, PixelOptions, StoredPhotoOptions
-from clbench.data.own.samples import locate, some
+from clbench.data.own.samples import locate
 
 ARRAY_SUFFIXES = (".npz", ".safetensors", ".npy", ".parquet")
 EXPECTED = "expected X and y, or X_train, y_train, X_test and y_test, and if there are such task and group likewise"
@@ -59,7 +59,7 @@ def require_arrays(names: Iterable[str], where: str, targets: str | None = None)
     names, y = [*names], targets or "y"
     required = ("X_train", f"{y}_train", "X_test", f"{y}_test") if "X_train" in names else ("X", y)
     if missing := [key for key in required if key not in names]:
-        raise DataError(f"{where} has no array {missing[0]!r}, only {some(names)}; {EXPECTED}")
+        raise DataError(f"{where} has no array {missing[0]!r}, only {list_names(names)}; {EXPECTED}")
 
 
 def array_files(name: str, options: Mapping[str, Any], data_dir: Path) -> list[Path]:

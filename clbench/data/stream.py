@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
-from clbench.core.errors import SpecError
+from clbench.core.errors import SpecError, list_names
 from clbench.core.objective import CLASSIFICATION, HasObjective
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario, scenario_rules, shared_outputs
 from clbench.data import stream_cache
-from clbench.data.own.samples import some
 from clbench.data.own_options import OwnOptions
 from clbench.data.photo_files import Photos
 from clbench.data.photo_samples import PhotoSamples
@@ -201,10 +200,12 @@ def load_stream(benchmark: Resolved, scenario: Scenario, seed: int, data_dir: Pa
     stream = to_stream(hold_out(raw, validation, seed, benchmark.name) if validation else raw, scenario, benchmark.name)
     notes = []
     if isinstance(options, OwnOptions) and (shared := shared_outputs((t.classes, t.class_names) for t in stream.tasks)):
-        notes.append("classes share an output: " + some(f"output {k} = {' / '.join(v)}" for k, v in shared.items()))
+        notes.append("classes share an output: "
+                     + list_names(f"output {k} = {' / '.join(v)}" for k, v in shared.items()))
     single = [str(number) for number, task in enumerate(stream.tasks, 1) if len(task.classes) == 1]
     if raw.has_classes and scenario_rules(scenario).task_given and single:
-        notes.append(f"tasks with a single class: {some(single)}; the task ID alone gives the right answer in them")
+        notes.append(f"tasks with a single class: {list_names(single)}; the task ID alone gives the right answer in "
+                     "them")
     return replace(stream, data=raw.digest, notes=(*stream.notes, *notes))
 
 

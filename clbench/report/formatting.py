@@ -144,15 +144,6 @@ def plural(number: int, noun: str) -> str:
 MANY = 12  # names in a sentence; a longer list is cut
 
 
-def list_names(names: Sequence[str], most: int = MANY) -> str:
-    """Return names as a list. A long list is cut and ends with the number of the other names.
-
-    >>> list_names(["ewc", "er"]), list_names(["ewc", "er", "lora", "pnn"], 2)
-    ('ewc, er', 'ewc, er and 2 more')
-    """
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
-
-
 def join_names(names: Sequence[str], most: int = MANY) -> str:
     """Return names as a list in a sentence. A long list is cut and ends with the number of the other names.
 

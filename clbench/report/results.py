@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
+from clbench.core.errors import list_names
 from clbench.report.analysis.headline import LEADS
 from clbench.report.formatting import clean, plural
 from clbench.report.model import Cell, Column, Row, Section, Table
@@ -30,10 +31,9 @@ def describe_records(records: Sequence[Record]) -> str:
     methods = list(dict.fromkeys(clean(r.label) for r in records))
     if not methods:
         return "Results(no records)"
-    suffix = f" and {len(methods) - _NAMES} more" if len(methods) > _NAMES else ""
     scenarios = list(dict.fromkeys(r.trial.scenario for r in records))
     seeds, unfinished = len({r.trial.seed for r in records}), sum(r.status != "done" for r in records)
-    return (f"Results({plural(len(records), 'record')}: {', '.join(methods[:_NAMES])}{suffix}; "
+    return (f"Results({plural(len(records), 'record')}: {list_names(methods, _NAMES)}; "
             f"{', '.join(dict.fromkeys(r.trial.benchmark.name for r in records))}, scenario {', '.join(scenarios)}, "
             f"{plural(seeds, 'seed')}{f'; {unfinished} without a result' if unfinished else ''})")
 

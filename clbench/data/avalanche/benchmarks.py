@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from clbench.core import seeds
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, list_names
 from clbench.core.user_code import load_function
 from clbench.data import datasets
 from clbench.data.avalanche.whole import ToBytes, leaf_rows
@@ -31,7 +31,6 @@ from clbench.data.builtin import (
 )
 from clbench.data.common_options import ClassOptions, order_classes, positions
 from clbench.data.datasets import CLASS_NAMES, STATISTICS, Images
-from clbench.data.own.samples import some
 
 LAYOUT = "clbench_layout"  # attribute of a benchmark
 
@@ -154,8 +153,8 @@ def class_order(options: ClassOptions, seed: int, names: Sequence[str] = ()) -> 
     order = positions(options.classes_in_order, numbers) or positions(options.classes_in_order, names)
     if order is None:
         unknown_classes = [name for name in options.classes_in_order if name not in (names or numbers)]
-        raise DataError(f"classes_in_order: {some(unknown_classes)} is no class; name every class once, by number "
-                        "from 0" + (f" or as {some(names)}" if names else ""))
+        raise DataError(f"classes_in_order: {list_names(unknown_classes)} is no class; name every class once, by "
+                        "number from 0" + (f" or as {list_names(names)}" if names else ""))
     return order
 
 

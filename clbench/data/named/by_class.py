@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from clbench.core.data_sets import DataSet, Download, Needed
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, list_names
 from clbench.data.named.options import NamedOptions, SplitFiles
 from clbench.data.own.lists import listed_photos, photos_in, read_list
-from clbench.data.own.samples import Labeled, PhotoFiles, some
+from clbench.data.own.samples import Labeled, PhotoFiles
 
 TRAIN_SHARE = 0.8  # share of training photos if a rule divides them
 WNID = r"n\d{8}"
@@ -168,8 +168,8 @@ def apply_rule(photos: PhotoFiles, split: str, where: str) -> SplitFiles:
     """
     single = [label for label, count in Counter(photos.labeled.labels).items() if count == 1]
     if split == "zheng" and single:
-        raise DataError(f"{where}: split = zheng needs two photos of each class, and there is one of {some(single)}; "
-                        "the data set is not complete")
+        raise DataError(f"{where}: split = zheng needs two photos of each class, and there is one of "
+                        f"{list_names(single)}; the data set is not complete")
     train, test = (stratified_rows(photos.labeled.labels, 42) if split == "zheng" else
                    random_rows(len(photos.files), {"inflora": 40, "dualprompt": 42}[split]))
     return SplitFiles(select_photos(photos, train), select_photos(photos, test))

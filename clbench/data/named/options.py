@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from clbench.core.data_sets import MISSING, WRONG, DataSet, Download, Needed
-from clbench.core.errors import DataError, MissingDataError
+from clbench.core.errors import DataError, MissingDataError, list_names
 from clbench.core.files import expand_home
 from clbench.core.hookspecs import BenchmarkInfo
 from clbench.core.renamed import old_classes
 from clbench.core.scenario import Scenario
-from clbench.data.own.samples import PhotoFiles, some, sort_names
+from clbench.data.own.samples import PhotoFiles, sort_names
 from clbench.data.own_options import StoredTaskOptions
 
 FILE_OPTIONS = ("split", "protocol", "run", "path")
@@ -156,13 +156,13 @@ class NamedOptions(StoredTaskOptions):
             tasks = [part.tasks or () for part in (train, test)]
             if unexpected := {*tasks[0]} ^ {*tasks[1]}:
                 raise DataError(f"{where}: the photos in {root} have tasks with only training or only test photos: "
-                                f"{some(sort_names(unexpected))}")
+                                f"{list_names(sort_names(unexpected))}")
             if not self.shared_classes:
                 pairs = {*zip(tasks[1], test.labels, strict=True)} - {*zip(tasks[0], train.labels, strict=True)}
                 classes |= {f"{label} of task {task}" for task, label in pairs}
         if classes:
             raise DataError(f"{where}: the photos in {root} have classes with test photos and without training photos: "
-                            f"{some(sort_names(classes))}")
+                            f"{list_names(sort_names(classes))}")
 
     @classmethod
     def check_files(cls, name: str, options: Mapping[str, Any], data_dir: Path) -> None:

@@ -18,12 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clbench.core.errors import DataError, message_of
+from clbench.core.errors import DataError, list_names, message_of
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
 from clbench.data.own.columns import MISSING, feature_columns, index_note, label_column, labeled, numbers
 from clbench.data.own.dividing import divide_targets
-from clbench.data.own.samples import Labeled, as_text, locate, read_table, some
+from clbench.data.own.samples import Labeled, as_text, locate, read_table
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
 from clbench.data.raw import RawStream
 
@@ -88,10 +88,10 @@ def _columns(path: Path, options: ArraysOptions, seed: int, where: str) -> RawSt
         values = numbers(data, [label], where, label)[:, 0]
         division = divide_targets(labeled(data, None, options, where), None, options, where)
         return target_stream(division, [numbers(data, used_columns, where).float()], [values], label,
-                             notes=[*notes, f"inputs are the columns {some(used_columns)}"])
+                             notes=[*notes, f"inputs are the columns {list_names(used_columns)}"])
     return own_benchmark(numbers(data, used_columns, where).float(), labeled(data, label, options, where), options,
                          seed, where, augment=options.augmentation,
-                         notes=[*notes, f"inputs are the columns {some(used_columns)}"])
+                         notes=[*notes, f"inputs are the columns {list_names(used_columns)}"])
 
 
 def _safetensors(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tuple[Arrays, tuple[str, ...]]:

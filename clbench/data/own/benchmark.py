@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError
+from clbench.core.errors import DataError, list_names
 from clbench.core.objective import REGRESSION, format_digits
 from clbench.data.datasets import STATISTICS
 from clbench.data.own.dividing import Division, Rows, divide
-from clbench.data.own.samples import Labeled, as_number, some
+from clbench.data.own.samples import Labeled, as_number
 from clbench.data.own_options import TaskOptions
 from clbench.data.photo_files import Photos
 from clbench.data.raw import RawStream, Split
@@ -107,7 +107,7 @@ def train_groups(division: Division) -> tuple[Tensor | None, ...]:
 
 def describe_tasks(names: Sequence[str]) -> list[str]:
     """Return a note with the names of the tasks, because reports number them; empty if they have no names."""
-    return [f"the tasks in order are {some(names, LISTED)}"] if names else []
+    return [f"the tasks in order are {list_names(names, LISTED)}"] if names else []
 
 
 def describe_names(division: Division) -> list[str]:
@@ -119,8 +119,8 @@ def describe_names(division: Division) -> list[str]:
             plain = " ".join(unicodedata.normalize("NFC", name).casefold().split())
             by_meaning.setdefault(plain if as_number(plain) is None else Decimal(plain), []).append(name)
         if similar := [" / ".join(spellings) for spellings in by_meaning.values() if len(spellings) > 1]:
-            notes.append(f"{kind} that differ only in how their names are written: {some(similar)}; give them one name "
-                         "if they are the same")
+            notes.append(f"{kind} that differ only in how their names are written: {list_names(similar)}; give them "
+                         "one name if they are the same")
     return notes
 
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clbench.core.errors import DataError, guess
+from clbench.core.errors import DataError, guess, list_names
 from clbench.data.own.benchmark import ROUNDING, label_stream, target_stream
 from clbench.data.own.dividing import divide, divide_targets
-from clbench.data.own.samples import Labeled, Table, as_number, as_text, hint_at_commas, locate, read_table, some
+from clbench.data.own.samples import Labeled, Table, as_number, as_text, hint_at_commas, locate, read_table
 from clbench.data.own_options import ColumnOptions, FeatureOptions, TableOptions
 from clbench.data.raw import RawStream
 
@@ -42,7 +42,7 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
     targets = None if options.target is None else numbers(data, [label], where, label)[:, 0]
     division = (divide(labeled(data, label, options, where), None, options, seed, where) if targets is None else
                 divide_targets(labeled(data, None, options, where), None, options, where))
-    note = f"inputs are {len(used_columns)} column{'s' * (len(used_columns) != 1)}: {some(used_columns)}"
+    note = f"inputs are {len(used_columns)} column{'s' * (len(used_columns) != 1)}: {list_names(used_columns)}"
     if options.standardise:
         rows = x[division.train[0]]
         deviations = rows.std(0, correction=0)
@@ -55,7 +55,7 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
                   for column, value in first_row.items() for place in range(np.size(value))]
         if constant_columns := [name for name, s in zip(inputs, std, strict=True) if not s]:
             notes.append("columns that are constant in the first task, only their mean is subtracted: " +
-                         some(constant_columns))
+                         list_names(constant_columns))
     else:
         mean, std = [], []
         notes.append(f"{note}, as they are")
@@ -73,12 +73,12 @@ def feature_columns(read: Table, label: str, options: FeatureOptions, where: str
         DataError: no column remains, or `leave_out` names a column that does not exist.
     """
     if unknown_columns := [c for c in options.leave_out if c not in read.columns]:
-        raise DataError(f"{where}: leave_out names {some(unknown_columns)}, its columns are {some(read.columns)}" +
-                        hint_at_commas(unknown_columns))
+        raise DataError(f"{where}: leave_out names {list_names(unknown_columns)}, its columns are "
+                        f"{list_names(read.columns)}{hint_at_commas(unknown_columns)}")
     excluded = {label, options.task_column, options.group, *options.leave_out}
     used_columns = [c for c in read.columns if c not in excluded and not is_index(c)]
     if not used_columns:
-        raise DataError(f"{where} has only the columns {some(read.columns)}, of which none is an input")
+        raise DataError(f"{where} has only the columns {list_names(read.columns)}, of which none is an input")
     return used_columns
 
 
@@ -105,13 +105,13 @@ def label_column(columns: Sequence[str], options: ColumnOptions, where: str) -> 
         named = getattr(options, option, None)
         if named is not None and named not in columns:
             raise DataError(f"{where}: {option} = {named}: no column {named!r}{guess(named, columns)} (its columns: "
-                            f"{some(columns)})")
+                            f"{list_names(columns)})")
     chosen = options.label_column or getattr(options, "target", None)
     if chosen is not None:
         return chosen, []
     candidates = label_candidates(columns, options)
     if not candidates:
-        raise DataError(f"{where} has no column for labels, only {some(columns)}")
+        raise DataError(f"{where} has no column for labels, only {list_names(columns)}")
     if LABEL in candidates:
         return LABEL, []
     return candidates[-1], [f"labels are the last column, {candidates[-1]!r} (label_column=NAME chooses another)"]

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from clbench.core import seeds
-from clbench.core.errors import DataError, FewClassesError
+from clbench.core.errors import DataError, FewClassesError, list_names
 from clbench.data.common_options import order_classes, positions
-from clbench.data.own.samples import Labeled, groups_on_both_sides, hint_at_commas, note_tests, places, some, sort_names
+from clbench.data.own.samples import Labeled, groups_on_both_sides, hint_at_commas, note_tests, places, sort_names
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -69,11 +69,11 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     by_text = isinstance(options, OwnOptions) and options.class_names_by == "text"
     classes = sorted(natural) if by_text else natural
     if unexpected := [c for c in sort_names(present) if c not in set(classes)]:
-        raise DataError(f"{where} has labels that are not among its class names: {some(unexpected)}")
+        raise DataError(f"{where} has labels that are not among its class names: {list_names(unexpected)}")
     if len(classes) < 2:
         raise DataError(f"{where} has one class only, {classes[0]!r}: there is nothing to tell apart")
     if test is not None and (unexpected := sort_names(set(test.labels) - present)):
-        raise DataError(f"{where}: the test part has classes that the training part has not: {some(unexpected)}")
+        raise DataError(f"{where}: the test part has classes that the training part has not: {list_names(unexpected)}")
     y = [np.array(places(part.labels, classes), np.int64) for part in (train, test) if part is not None]
     by_name = train.tasks is not None and options.tasks is None and not options.task_sizes
     if by_name:
@@ -98,11 +98,11 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     else:
         rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in ids)
         notes = [*groups_on_both_sides(train, test), *notes]
-    titles = names or [some(classes[c] for c in order) for order in orders]
+    titles = names or [list_names(classes[c] for c in order) for order in orders]
     _tested(["all"] if options.common_test else titles, test_rows, where)
     counts = np.bincount(y[0][np.concatenate(rows)], minlength=len(classes))
     if small_classes := [f"{classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < FEW)]:
-        notes = [*notes, f"classes with fewer than {FEW} training samples: {some(small_classes)}"]
+        notes = [*notes, f"classes with fewer than {FEW} training samples: {list_names(small_classes)}"]
     if isinstance(options, OwnOptions):
         notes += note_tests(orders, [y[-1][of_task].tolist() for of_task in test_rows], names, classes)
     return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
@@ -176,9 +176,9 @@ def listed_positions(given: Sequence[str], known: Sequence[str], option: str, wh
     places = positions(given, known)
     if places is None:
         missing, unexpected = [n for n in known if n not in given], [n for n in given if n not in known]
-        wrong = (f"{some(unexpected)} is not there{hint_at_commas(unexpected)}" if unexpected else
-                 f"{some(missing)} is left out" if missing else "some are named twice")
-        raise DataError(f"{where}: {option} must list each of {some(known)} once, and {wrong}")
+        wrong = (f"{list_names(unexpected)} is not there{hint_at_commas(unexpected)}" if unexpected else
+                 f"{list_names(missing)} is left out" if missing else "some are named twice")
+        raise DataError(f"{where}: {option} must list each of {list_names(known)} once, and {wrong}")
     return places
 
 
@@ -190,8 +190,8 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
     if empty := [name for name in names if name not in train.tasks]:
         raise DataError(f"{where}: task {empty[0]!r} has no training samples")
     if options.classes_in_order or options.class_order != "natural":
-        raise DataError(f"{where} names its own tasks ({some(names)}), to which an order of classes does not apply; "
-                        "give tasks = ... as well to divide by class, or leave the order out")
+        raise DataError(f"{where} names its own tasks ({list_names(names)}), to which an order of classes does not "
+                        "apply; give tasks = ... as well to divide by class, or leave the order out")
     if task_order := getattr(options, "tasks_in_order", []):
         names = [names[i] for i in listed_positions(task_order, names, "tasks_in_order", where)]
     ids = [np.array(places(train.tasks, names), np.int64)]
@@ -199,22 +199,22 @@ def _named_tasks(train: Labeled, test: Labeled | None, y: list[Rows], options: T
               for t in range(len(names))]
     if test is not None and not options.common_test:
         if test.tasks is None or set(test.tasks) != set(names):
-            test_tasks = "names none" if test.tasks is None else f"has {some(sort_names(test.tasks))}"
-            raise DataError(f"{where}: the training part has the tasks {some(names)}, the test part {test_tasks}")
+            test_tasks = "names none" if test.tasks is None else f"has {list_names(sort_names(test.tasks))}"
+            raise DataError(f"{where}: the training part has the tasks {list_names(names)}, the test part {test_tasks}")
         ids.append(np.array(places(test.tasks, names), np.int64))
         for t, name in enumerate(names):
             if extra := np.setdiff1d(y[1][ids[1] == t], orders[t]).tolist():
                 classes = sort_names({test.labels[i] for i in np.flatnonzero(ids[1] == t).tolist() if y[1][i] in extra})
-                raise DataError(f"{where}: task {name!r} is tested on classes that it does not train: {some(classes)}")
+                raise DataError(f"{where}: task {name!r} is tested on classes that it does not train: "
+                                f"{list_names(classes)}")
     return names, ids, orders
 
 
 def _tested(titles: Sequence[str], test_rows: Sequence[Rows], where: str) -> None:
     """Check that every task has test samples."""
     if empty := [title for title, rows in zip(titles, test_rows, strict=True) if not len(rows)]:
-        raise DataError(f"{where}: no test sample is left for task {empty[0]!r}" +
-                        (f" and {len(empty) - 1} more" if empty[1:] else "") + "; every task needs two samples (of a "
-                        "class, if there are classes; of two groups, if groups are kept whole)")
+        raise DataError(f"{where}: no test sample is left for task {list_names(map(repr, empty), 1)}; every task needs "
+                        "two samples (of a class, if there are classes; of two groups, if groups are kept whole)")
 
 
 def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -222,7 +222,7 @@ def _thin_classes(of: Rows, y: Rows, tasks: Sequence[str], classes: Sequence[str
     pairs = np.unique(np.stack([y, of]), axis=1)
     labels, counts = np.unique(pairs[0], return_counts=True)
     alone = [f"{classes[c]} ({tasks[pairs[1][pairs[0] == c][0]]})" for c in labels[counts == 1] if counts.max() > 1]
-    return [f"classes that occur in one task only: {some(alone)}"] if alone else []
+    return [f"classes that occur in one task only: {list_names(alone)}"] if alone else []
 
 
 def hold_out(tasks: Sequence[int], y: Sequence[int], groups: Sequence[str] | None, share: float

@@ -11,12 +11,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, typed_message
+from clbench.core.errors import ClbenchError, DataError, MissingDataError, PluginError, list_names, typed_message
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import feature_columns, index_note, label_candidates, label_column, labeled, numbers
 from clbench.data.own.paths import files_below
 from clbench.data.own.photos import read_photos
-from clbench.data.own.samples import EXTRA, Labeled, Table, locate, some
+from clbench.data.own.samples import EXTRA, Labeled, Table, locate
 from clbench.data.own.texts import length_note, texts_of, tokenized, tokenizer_files
 from clbench.data.own_options import HubOptions
 from clbench.data.raw import RawStream
@@ -39,8 +39,8 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> RawStream:
     label, label_notes = _label(train, options, where)
     needed = [column for column in (label, options.task_column, options.group, options.text_column) if column]
     if test is not None and (missing := [column for column in needed if column not in test.features]):
-        raise DataError(f"{where}: its test part has no column {some(missing)}, only {some(test.features)}; take one "
-                        "part, as in split=train")
+        raise DataError(f"{where}: its test part has no column {list_names(missing)}, only "
+                        f"{list_names(test.features)}; take one part, as in split=train")
     if test is not None and _kind(test.features[label]) == "ClassLabel" and UNLABELED in test[label]:
         raise DataError(f"{where}: its test part is not labeled; take one part, as in split=train")
     parts = [part for part in (train, test) if part is not None]
@@ -87,7 +87,7 @@ def load(name: str, options: HubOptions, data_dir: Path) -> Any:
             if not isinstance(loaded, Mapping):
                 raise DataError(f"{where} was saved as a single part, so it has no splits; leave split out")
             if options.split not in loaded:
-                raise DataError(f"{where} has no split {options.split!r}, only {some(loaded)}")
+                raise DataError(f"{where} has no split {options.split!r}, only {list_names(loaded)}")
             return loaded[options.split]
         return datasets.load_dataset(str(local_path) if local_path is not None else name.partition(":")[2],
                                      options.config, split=options.split)
@@ -119,11 +119,11 @@ def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | Non
         return loaded[names[0]], None, []
     tests = [n for n in TESTS if n in names]
     if TRAIN not in names:
-        raise DataError(f"{where} has the splits {some(names)} and none named 'train'; choose one, as in "
+        raise DataError(f"{where} has the splits {list_names(names)} and none named 'train'; choose one, as in "
                         f"split={names[0]}")
     notes = [] if tests[:1] == [TESTS[0]] else [f"the test part is the split {n!r}" for n in tests[:1]]
     if unused := [n for n in names if n not in (TRAIN, *tests[:1])]:
-        notes.append(f"splits that were not used: {some(unused)}")
+        notes.append(f"splits that were not used: {list_names(unused)}")
     return loaded[TRAIN], loaded[tests[0]] if tests else None, notes
 
 
@@ -155,25 +155,25 @@ def _inputs(parts: Sequence[Any], label: str, options: HubOptions, where: str) -
     features = parts[0].features
     if (column := options.text_column) is not None:
         if column not in features:
-            raise DataError(f"{where} has no column {column!r} of texts, only {some(features)}")
+            raise DataError(f"{where} has no column {column!r} of texts, only {list_names(features)}")
         return ([tokenized(texts_of(list(part[column]), where), options, where) for part in parts],
                 [length_note(options)])
     feature_names = feature_columns(Table(dict.fromkeys(features, ())), label, options, where)
     image_columns = [c for c in feature_names if _kind(features[c]) == "Image"]
     if len(image_columns) > 1:
-        raise DataError(f"{where} has several columns of images, {some(image_columns)}; leave all but one out "
+        raise DataError(f"{where} has several columns of images, {list_names(image_columns)}; leave all but one out "
                         f"(leave_out={'+'.join(image_columns[1:])})")
     other_columns = [c for c in feature_names if c not in image_columns]
     if image_columns:
         x, notes = _photos(parts, image_columns[0], options, where)
-        return x, [*notes, *([f"columns that were not used: {some(other_columns)}"] if other_columns else [])]
+        return x, [*notes, *([f"columns that were not used: {list_names(other_columns)}"] if other_columns else [])]
     if text_columns := [c for c in feature_names if getattr(features[c], "dtype", "") in ("string", "large_string")]:
-        raise DataError(f"{where}: {some(text_columns)} is text; name one for a model of text (text_column="
+        raise DataError(f"{where}: {list_names(text_columns)} is text; name one for a model of text (text_column="
                         f"{text_columns[0]}), leave it out (leave_out={'+'.join(text_columns)}) or take columns of "
                         "images or numbers")
     tables = [Table({c: list(part[c]) for c in feature_names}) for part in parts]
     return [numbers(table, feature_names, where).float() for table in tables], [
-        f"inputs are the columns {some(feature_names)}"]
+        f"inputs are the columns {list_names(feature_names)}"]
 
 
 def _photos(parts: Sequence[Any], column: str, options: HubOptions, where: str) -> tuple[list[Tensor], list[str]]:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clbench.core.errors import DataError, MissingDataError
+from clbench.core.errors import DataError, MissingDataError, list_names
 from clbench.core.files import expand_home, readable_name
 from clbench.data.own.paths import files_below
-from clbench.data.own.samples import Labeled, PhotoFiles, as_number, locate, some, sort_names
+from clbench.data.own.samples import Labeled, PhotoFiles, as_number, locate, sort_names
 from clbench.data.own_options import ImagesOptions
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -52,7 +52,7 @@ def find_photos(name: str, options: ImagesOptions, data_dir: Path) -> tuple[Phot
     tests = [n for n in TESTS if any(_folders(root / n))]
     unused_folders = [readable_name(f.name) for f in _folders(root) if f.name not in (TRAIN, *tests[:1])]
     if unused_folders:
-        notes.append(f"folders next to {TRAIN!r} that were not used: {some(unused_folders)}")
+        notes.append(f"folders next to {TRAIN!r} that were not used: {list_names(unused_folders)}")
     if tests and tests[0] != TESTS[0]:
         notes.append(f"the test part is the folder {tests[0]!r}")
     train = photos_in(root / TRAIN, where, notes, tasks, groups)
@@ -106,11 +106,11 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
     class_folders = [folder for outer in _folders(root) for folder in (_folders(outer) if tasks else [outer])]
     with_photos = {root.joinpath(*path.relative_to(root).parts[:depth]) for path in files}
     if empty := [folder.relative_to(root).as_posix() for folder in class_folders if folder not in with_photos]:
-        notes.append(f"no photos in the folders: {readable_name(some(empty))}")
+        notes.append(f"no photos in the folders: {readable_name(list_names(empty))}")
     if shallow:
         notes.append(f"photos in {readable_name(str(root))} that do not lie in {layout} were left out: {shallow}")
     if skipped:
-        kinds = readable_name(some(sorted({suffix or "no suffix" for suffix in skipped})))
+        kinds = readable_name(list_names(sorted({suffix or "no suffix" for suffix in skipped})))
         notes.append(f"files in {readable_name(str(root))} that do not have the suffix of a photo were left out: "
                      f"{len(skipped)} ({kinds})")
     relative_parts = [path.relative_to(root).parts for path in files]
@@ -120,7 +120,7 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         first, *others = inner_names.values()
         if deep == len(files) and others and all(inner == first for inner in others):
             parts = "; name them train and test if they are the parts of the data"
-            raise DataError(f"{where}: all folders in {root} have the same folders ({some(sorted(first))}); add "
+            raise DataError(f"{where}: all folders in {root} have the same folders ({list_names(sorted(first))}); add "
                             "tasks_from=folders if the outer folders are tasks and the inner ones classes, or "
                             "groups_from=folders if the outer folders are classes and the inner ones groups" +
                             (parts if any(name.lower().startswith(TRAIN) for name in inner_names) else ""))

@@ -14,14 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from clbench.core.errors import DataError, MissingDataError, PluginError, message_of
+from clbench.core.errors import DataError, MissingDataError, PluginError, list_names, message_of
 from clbench.core.files import expand_home
 
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
 SAVE = "; save the file as UTF-8, which Excel calls CSV UTF-8"
 NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
-SHOWN = 5  # names that a note or an error lists before it counts the others
 UNBALANCED = 0.1  # a note names the accuracy of the most frequent classes if it is this much above guessing
 
 
@@ -98,18 +97,12 @@ def as_number(value: Any) -> float | None:
         return None
 
 
-def some(names: Iterable[str], most: int = SHOWN) -> str:
-    """Return names as text: the first `most`, and the number of the others."""
-    all_names = list(names)
-    return ", ".join(all_names[:most]) + (f" and {len(all_names) - most} more" if len(all_names) > most else "")
-
-
 def note_untested(orders: Sequence[Sequence[int]], tested: Sequence[Container[int]], tasks: Sequence[str],
                   classes: Sequence[str | int], kind: str = "test") -> list[str]:
     """Return a note on classes of a task without test samples; `tested` has the labels of each task's test samples."""
     without = [f"{classes[c]} ({tasks[t]})" if tasks else str(classes[c]) for t, order in enumerate(orders)
                for c in order if c not in tested[t]]
-    return [f"no {kind} samples: {some(without)}"] if without else []
+    return [f"no {kind} samples: {list_names(without)}"] if without else []
 
 
 def note_tests(orders: Sequence[Sequence[int]], tested: Sequence[Sequence[int]], tasks: Sequence[str],
@@ -137,7 +130,7 @@ def groups_on_both_sides(train: Labeled, test: Labeled) -> list[str]:
         return []
     shared = sort_names(set(train.groups) & set(test.groups))
     count = "1 group is" if len(shared) == 1 else f"{len(shared)} groups are"
-    return [f"{count} in training and in test, as the data have it: {some(shared)}"] if shared else []
+    return [f"{count} in training and in test, as the data have it: {list_names(shared)}"] if shared else []
 
 
 def hint_at_commas(names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clbench.core import tokens
-from clbench.core.errors import DataError, MissingDataError
+from clbench.core.errors import DataError, MissingDataError, list_names
 from clbench.core.files import readable_name
 from clbench.data.avalanche.benchmarks import LAYOUT, Layout, class_order, rows_by_task, split_by_class
 from clbench.data.builtin import NEWSGROUPS, NewsgroupsOptions
@@ -23,7 +23,7 @@ from clbench.data.datasets import PARTS, Images, chosen_rows
 from clbench.data.own.benchmark import own_benchmark
 from clbench.data.own.columns import LABEL, label_column, labeled
 from clbench.data.own.paths import data_files, files_by_stem
-from clbench.data.own.samples import Labeled, locate, read_table, some, sort_names
+from clbench.data.own.samples import Labeled, locate, read_table, sort_names
 from clbench.data.own_options import TextOptions, TokenOptions
 from clbench.data.raw import RawStream
 from clbench.models.hf_files import folder_of, is_tokenizer_file
@@ -53,10 +53,10 @@ def text(name: str, options: TextOptions, data_dir: Path, seed: int) -> RawStrea
     texts = [*train.texts, *(test.texts if test is not None else ())]
     empty = sum(not one.strip() for one in texts)
     unused = _unused_files(locate(name, data_dir)) if test is not None else []
+    notes = [length_note(options), *[f"{empty} of {len(texts)} texts are empty"] * (empty > 0),
+             *[f"files next to train and test that were not used: {list_names(unused)}"] * bool(unused)]
     return own_benchmark(x, train.known, options, seed, f"benchmark {name!r}", x_test=x_test,
-                         test=test.known if test is not None else None,
-                         notes=[length_note(options), *[f"{empty} of {len(texts)} texts are empty"] * (empty > 0),
-                                *[f"files next to train and test that were not used: {some(unused)}"] * bool(unused)])
+                         test=test.known if test is not None else None, notes=notes)
 
 
 def newsgroups(options: NewsgroupsOptions, data_dir: Path, seed: int) -> Any:
@@ -160,7 +160,7 @@ def read(path: Path, options: TextOptions, where: str) -> Texts:
     if guesses:
         missing.append(f"no column {LABEL!r} of labels (label_column=NAME)")
     if missing:
-        raise DataError(f"{where}: {path.name} has {' and '.join(missing)}, only {some(table.columns)}")
+        raise DataError(f"{where}: {path.name} has {' and '.join(missing)}, only {list_names(table.columns)}")
     place = f"{where}: {path.name}"  # a folder has several files
     return Texts(texts_of(table.columns[column], place), labeled(table, label, options, place))
 

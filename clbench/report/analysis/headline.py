@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from clbench.core.errors import list_names
 from clbench.report.analysis.advice import cautions, next_step
 from clbench.report.analysis.families import NEAR, SAME
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import BYTES, COMPUTE, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Against, Compared, Facts
-from clbench.report.formatting import difference_unit, join_names, list_names, number, signed
+from clbench.report.formatting import difference_unit, join_names, number, signed
 from clbench.report.model import Cell, Column, Unit
 from clbench.results.paired import MOST_SEEDS
 

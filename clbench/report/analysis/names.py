@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from clbench.core.errors import list_names
 from clbench.core.options import format_value
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.analysis import notes
@@ -122,8 +123,8 @@ class NamedTasks:
 def _format_some(names: Sequence[str], most: int | None) -> str:
     """Return at most `most` names as text, with the number of the names left out."""
     if most is None or len(names) <= most + 1:  # "and 1 more" is no shorter than a name
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
+        most = len(names)
+    return list_names(names, most)
 
 
 def named_tasks(records: Sequence[Record]) -> NamedTasks | None:

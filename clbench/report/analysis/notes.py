@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
+from clbench.core.errors import list_names
 from clbench.core.objective import Metric, objective_of
 from clbench.core.options import format_value
 from clbench.core.scenario import scenario_rules
@@ -13,7 +14,7 @@ from clbench.experiment.recipe import BUDGET, DECAY, OPTIMIZER_TITLES, Recipe
 from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.method_records import RECIPE, same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import NONE, as_ranges, clean, join_names, list_names, list_seeds, number, unit_of
+from clbench.report.formatting import MANY, NONE, as_ranges, clean, join_names, list_seeds, number, unit_of
 from clbench.results.metrics import acc
 from clbench.results.provenance import commit_of, results_by_commit
 from clbench.results.records import Record, StreamFacts, metrics_of
@@ -151,7 +152,7 @@ def _kinds(stream: StreamFacts) -> str:
     """Return the number of classes of each task, or the names of tasks without classes."""
     if any(stream.classes):
         return f"with {_spread(map(len, stream.classes))} classes"
-    return f"({list_names(stream.task_names)})" if stream.task_names else "without classes"
+    return f"({list_names(stream.task_names, MANY)})" if stream.task_names else "without classes"
 
 
 def _size(trial: Trial) -> str:
