@@ -90,13 +90,12 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
         # Tasks by class depend on the class order. Held-out samples must not, so they are chosen by class alone.
         natural_tasks = train.natural_tasks if by_name else [0] * len(y[0])
         test_mask, note = hold_out(natural_tasks, places(train.labels, natural), train.groups, options.held_out)
-        rows = [np.flatnonzero((ids[0] == t) & ~test_mask) for t in range(len(orders))]
-        test_rows = [np.flatnonzero((ids[0] == t) & test_mask) for t in range(len(orders))]
+        rows, test_rows = _rows(ids[0], len(orders), ~test_mask), _rows(ids[0], len(orders), test_mask)
         notes = [note, *notes]
     elif options.common_test:
-        rows, test_rows = [np.flatnonzero(ids[0] == t) for t in range(len(orders))], [np.arange(len(y[1]))]
+        rows, test_rows = _rows(ids[0], len(orders)), (np.arange(len(y[1])),)
     else:
-        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(orders))] for part in ids)
+        rows, test_rows = (_rows(part, len(orders)) for part in ids)
         notes = [*groups_on_both_sides(train, test), *notes]
     titles = names or [list_names(classes[c] for c in order) for order in orders]
     _tested(["all"] if options.common_test else titles, test_rows, where)
@@ -105,8 +104,8 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
         notes = [*notes, f"classes with fewer than {FEW} training samples: {list_names(small_classes)}"]
     if isinstance(options, OwnOptions):
         notes += note_tests(orders, [y[-1][of_task].tolist() for of_task in test_rows], names, classes)
-    return Division(tuple(classes), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1],
-                    tuple(notes), train.groups)
+    return Division(tuple(classes), tuple(names), tuple(orders), rows, test_rows, y[0], y[-1], tuple(notes),
+                    train.groups)
 
 
 def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, where: str) -> Division:
@@ -124,20 +123,22 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
     if train.tasks is None:
         raise DataError(f"{where}: numbers have no classes by which samples could be divided into tasks; name the "
                         "column of the tasks (task_column=NAME), or add an array named task")
-    parts = [part for part in (train, test) if part is not None]
-    y = [np.zeros(len(part.tasks or ()), np.int64) for part in parts]
+    y = [np.zeros(len(part.tasks or ()), np.int64) for part in (train, test) if part is not None]
     names, ids, orders = _named_tasks(train, test, y, options, where)
     if test is None:
         mask, note = hold_out(train.natural_tasks, [0] * len(y[0]), train.groups, options.held_out)
-        rows, test_rows = ([np.flatnonzero((ids[0] == t) & side) for t in range(len(names))]
-                           for side in (~mask, mask))
+        rows, test_rows = _rows(ids[0], len(names), ~mask), _rows(ids[0], len(names), mask)
         notes = [note.replace("of each class", "of each task")]
     else:
-        rows, test_rows = ([np.flatnonzero(part == t) for t in range(len(names))] for part in ids)
+        rows, test_rows = (_rows(part, len(names)) for part in ids)
         notes = groups_on_both_sides(train, test)
     _tested(names, test_rows, where)
-    return Division((), tuple(names), tuple(orders), tuple(rows), tuple(test_rows), y[0], y[-1], tuple(notes),
-                    train.groups)
+    return Division((), tuple(names), tuple(orders), rows, test_rows, y[0], y[-1], tuple(notes), train.groups)
+
+
+def _rows(ids: Rows, count: int, chosen: npt.NDArray[np.bool_] | bool = True) -> tuple[Rows, ...]:
+    """Return the rows of each of the IDs 0..count-1, among the chosen rows."""
+    return tuple(np.flatnonzero((ids == i) & chosen) for i in range(count))
 
 
 def _assign_classes(classes: Sequence[str], options: TaskOptions, seed: int, where: str
@@ -241,8 +242,7 @@ def hold_out(tasks: Sequence[int], y: Sequence[int], groups: Sequence[str] | Non
     cells = np.unique(np.stack([tasks, y]), axis=1, return_inverse=True)[1].reshape(-1)
     mask = np.zeros(len(y), bool)
     if groups is None:
-        for cell in range(cells.max() + 1):
-            rows = np.flatnonzero(cells == cell)
+        for cell, rows in enumerate(_rows(cells, cells.max() + 1)):
             mask[rows[_shuffle_rows(len(rows), "held-out", cell)[:held_out_count(len(rows), share)]]] = True
         return mask, f"test: {mask.sum()} of {len(y)} samples, held out of each class alike and for every seed"
     chosen, group_ids = choose_groups(np.array(groups), cells, share, 0, "held-out", "groups")
