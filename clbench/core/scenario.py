@@ -108,20 +108,26 @@ SCENARIOS: dict[Scenario, ScenarioRules] = {rules.name: rules for rules in (
 )}
 
 
-def shared_outputs(tasks: Iterable[tuple[Sequence[int], Sequence[str]]]) -> dict[int, list[str]]:
-    """Return the names of the classes of each output that classes with different names share.
+def names_by_output(tasks: Iterable[tuple[Sequence[int], Sequence[str]]]) -> dict[int, list[str]]:
+    """Return the different names of the classes of each output.
 
     Args:
         tasks: the outputs of each task's classes, and the names of these classes; no names if they are not known.
-
-    >>> shared_outputs([((0, 1), ("cat", "dog")), ((0, 1), ("hen", "dog"))])
-    {0: ['cat', 'hen']}
     """
     names: dict[int, dict[str, None]] = {}
     for outputs, class_names in tasks:
         for output, name in zip(outputs, class_names, strict=False):
             names.setdefault(output, {})[name] = None
-    return {output: [*classes] for output, classes in names.items() if len(classes) > 1}
+    return {output: [*classes] for output, classes in names.items()}
+
+
+def shared_outputs(tasks: Iterable[tuple[Sequence[int], Sequence[str]]]) -> dict[int, list[str]]:
+    """Return the outputs of `names_by_output` that classes with different names share.
+
+    >>> shared_outputs([((0, 1), ("cat", "dog")), ((0, 1), ("hen", "dog"))])
+    {0: ['cat', 'hen']}
+    """
+    return {output: classes for output, classes in names_by_output(tasks).items() if len(classes) > 1}
 
 
 def scenario_rules(name: Scenario) -> ScenarioRules:

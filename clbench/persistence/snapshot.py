@@ -21,6 +21,7 @@ from clbench.core.artifacts import save_tensors
 from clbench.core.device import out_of_memory
 from clbench.core.errors import StoreError, typed_message
 from clbench.core.objective import CAUSAL_LM, CLASSIFICATION, REGRESSION
+from clbench.core.scenario import names_by_output
 from clbench.data.prepare import Prepare
 from clbench.data.raw import NO_SCALE
 from clbench.data.samples import Samples
@@ -230,11 +231,8 @@ def outline_of(replica: Replica) -> StreamOutline:
 
 def names_of(stream: Stream) -> list[str]:
     """Return a name for each output: the names of its classes, which may differ between tasks, or else its number."""
-    names: dict[int, dict[str, None]] = {}
-    for task in stream.tasks:
-        for output, name in zip(task.classes, task.class_names, strict=False):  # there may be no names
-            names.setdefault(output, {})[name] = None
-    return [" / ".join(names.get(output, {str(output): None})) for output in range(stream.classes)]
+    names = names_by_output((task.classes, task.class_names) for task in stream.tasks)
+    return [" / ".join(names.get(output, [str(output)])) for output in range(stream.classes)]
 
 
 def make_noise_stream(outline: StreamOutline) -> Stream:
