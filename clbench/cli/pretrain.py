@@ -22,7 +22,7 @@ from clbench.data.samples import Samples
 from clbench.data.stream import read_benchmark
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
-from clbench.experiment.trial import Trial
+from clbench.experiment.trial import Resolved, Trial
 from clbench.training import precision
 from clbench.training.evaluation import evaluate
 from clbench.training.loop import TrainingLoop
@@ -111,7 +111,7 @@ def command(benchmark: str, seed: int, out: Path, plugins: tuple[Path, ...], **f
     its tasks (option held_out). If it holds out none, clbench trains on all tasks together. The weights of the head are
     not saved.
     """
-    from clbench.core.options import format_value, parse_named, validate
+    from clbench.core.options import parse_named, validate
     from clbench.core.registry import discover
     from clbench.experiment.overrides import read_spec
     from clbench.experiment.plan import plan
@@ -126,7 +126,7 @@ def command(benchmark: str, seed: int, out: Path, plugins: tuple[Path, ...], **f
                         "another benchmark")
     if options.get("held_out") and "part" in info.options.model_fields:  # elsewhere it is a share of test samples
         options = {k: v for k, v in options.items() if k != "task_sizes"} | {"part": "held-out", "tasks": 1}
-    text = ":".join([name, *(f"{k}={format_value(v)}" for k, v in options.items())])
+    text = str(Resolved(name=name, options=options))
     device = flags.pop("device") or "auto"
     spec = read_spec(None, {"methods": registry.baseline.name, "seeds": [seed], "scenario": info.scenarios[0]},
                      {**flags, "benchmark": text}, ())

@@ -18,6 +18,7 @@ from clbench.experiment.recipe import BUDGET, Recipe, combine
 from clbench.experiment.search import Search
 from clbench.experiment.spec import TABLES, MethodSpec, Spec, build, read_toml, split_names
 from clbench.experiment.sweeps import expand
+from clbench.experiment.trial import Resolved
 
 LONG = ("outcomes", "tried")  # keys of a search whose lists are written with one value per line
 Note = Callable[[str], None]
@@ -165,7 +166,7 @@ def names_of(method: MethodSpec) -> set[str]:
 
 def _full_name(method: MethodSpec) -> str:
     """Return a method's name with its options as given."""
-    return ":".join([method.name, *(f"{k}={format_value(v)}" for k, v in method.given.items())])
+    return str(Resolved(name=method.name, options=method.given))
 
 
 def read_spec(source: Path | None, values: Mapping[str, Any], given: Mapping[str, Any],
