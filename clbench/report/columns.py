@@ -18,7 +18,7 @@ from clbench.report.formatting import NONE, clean, difference_unit, interval, nu
 from clbench.report.model import Cell, Column, Unit
 from clbench.results import curve, metrics
 from clbench.results.curve import Curve
-from clbench.results.records import ErrorCounts, Record
+from clbench.results.records import ErrorCounts, Record, matrices
 from clbench.results.sequential import interval_of
 from clbench.results.stats import Interval
 
@@ -30,6 +30,7 @@ COUNTED: tuple[Unit, ...] = ("count", "bytes", "flops")
 COMPARISON, MORE_METRICS, MORE_COSTS = "Comparison", "More metrics", "More costs"  # titles of the tables
 WHILE_LEARNED = "Accuracy while tasks are learned"
 BYTES_BY_ROLE = "Bytes kept at the end, by role"
+Value = Callable[[Record, Record | None], float | None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Measure:
     """
 
     column: Column
-    value: Callable[[Record, Record | None], float | None]
+    value: Value
     table: str  # title of the table that has this column
     tested: bool = False  # `clbench compare` can test differences: values are measured, and a direction is better
     in_report: bool = False  # every report tests its differences
@@ -91,8 +92,7 @@ def with_task_ids(record: Record) -> float | None:
     return share(counts.given, counts.samples) if (counts := read_last_counts(record)) else None
 
 
-def _pooled_reader(metric: Callable[[metrics.Matrix, Sequence[int]], float],
-                   scenario: str = "") -> Callable[[Record, Record | None], float | None]:
+def _pooled_reader(metric: Callable[[metrics.Matrix, Sequence[int]], float], scenario: str = "") -> Value:
     """Return a function that computes a pooled accuracy of a record.
 
     The function returns None if all tasks have the same number of test samples.
@@ -110,8 +110,7 @@ def _pooled_reader(metric: Callable[[metrics.Matrix, Sequence[int]], float],
     return value
 
 
-def _per_task(value: Callable[[Record, Record | None], float | None]
-              ) -> Callable[[Record, Record | None], float | None]:
+def _per_task(value: Value) -> Value:
     """Return a function whose value is None for records whose tasks share one test set."""
     return lambda record, joint: None if record.common_test else value(record, joint)
 
@@ -120,10 +119,13 @@ def _task_inference(record: Record) -> float | None:
     return fmean(record.task_inference[-1]) if record.task_inference else None
 
 
-def _intransigence(record: Record, joint: Record | None) -> float | None:
-    if joint is None or len(joint.R) != len(record.R):
-        return None
-    return metrics.intransigence(record.R, joint.R)
+def intransigence(metric: Metric) -> Value:
+    """Return a function that compares a record with joint training's by a metric; its value is None if it cannot."""
+    def value(record: Record, joint: Record | None) -> float | None:
+        R, joint_R = (matrices(source).get(metric.name) if source else None for source in (record, joint))
+        return metrics.intransigence(R, joint_R, metric) if R and joint_R and len(R) == len(joint_R) else None
+
+    return value
 
 
 def curve_measures(metric: Metric) -> tuple[Measure, ...]:
@@ -191,7 +193,7 @@ MEASURES = (  # in the order of the tables' columns
             MORE_METRICS, tested=True),
     Measure(Column("FWT", "points", "up", "forward transfer"),
             _per_task(lambda r, _: metrics.fwt(r.R)), MORE_METRICS, tested=True),
-    Measure(Column("intransigence", "points", "down"), _per_task(_intransigence), MORE_METRICS, tested=True,
+    Measure(Column("intransigence", "points", "down"), _per_task(intransigence(ACCURACY)), MORE_METRICS, tested=True,
             optional=True, needs_joint=True),
     *curve_measures(ACCURACY),
     Measure(Column("optimizer steps", "count", heading="optimizer steps"),

@@ -25,7 +25,9 @@ from clbench.report.columns import (
     TOTAL,
     TRAINABLE,
     Measure,
+    Value,
     curve_measures,
+    intransigence,
 )
 from clbench.report.formatting import difference_unit, task_label, unit_of
 from clbench.report.model import Column
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 
 GENERAL = "General ability"  # title of the tables
 SHOWN_DIGITS = 8  # of the hash of a general text
-Value = Callable[[Record, Record | None], float | None]
 
 
 def measures_of(metric: Metric) -> tuple[Measure, ...]:
@@ -135,18 +136,13 @@ def _forgetting(metric: Metric, title: str, table: str) -> Measure:
 
 def _more_measures(metric: Metric) -> Sequence[Measure]:
     difference = difference_unit(unit_of(metric))
-
-    def intransigence(record: Record, joint: Record | None) -> float | None:
-        R, joint_R = (matrices(source).get(metric.name) if source else None for source in (record, joint))
-        return metrics.intransigence(R, joint_R, metric) if R and joint_R and len(R) == len(joint_R) else None
-
     return (Measure(Column("BWT", difference, "up", "backward transfer"),
                     _reader(metric, lambda R: metrics.bwt(R, metric)), MORE_METRICS, tested=True),
             Measure(Column(f"average incremental {metric.label}", unit_of(metric), metric.direction),
                     _reader(metric, metrics.aia), MORE_METRICS, tested=True),
             Measure(Column("FWT", difference, "up", "forward transfer"),
                     _reader(metric, lambda R: metrics.fwt(R, metric)), MORE_METRICS, tested=True),
-            Measure(Column("intransigence", difference, "down"), intransigence, MORE_METRICS, tested=True,
+            Measure(Column("intransigence", difference, "down"), intransigence(metric), MORE_METRICS, tested=True,
                     optional=True, needs_joint=True))
 
 
