@@ -13,7 +13,7 @@ from statistics import fmean
 from clbench.core.errors import SpecError, unknown
 from clbench.core.objective import ACCURACY, Metric
 from clbench.core.scenario import scenario_rules
-from clbench.report.analysis.facts import limiting_test_samples
+from clbench.report.analysis.facts import final_means, limiting_test_samples
 from clbench.report.analysis.families import Family, PairedTest, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import BYTES, COMPUTE, INFERENCE, REPLAY, TRAINABLE, Measure
@@ -32,7 +32,7 @@ def find_choosable(setting: Setting, everything: Family | None = None) -> Choosa
         setting: the setting of the methods.
         everything: the tests of the final means of all pairs, if they are already known.
     """
-    finals = _finals(setting)
+    finals = final_means(setting)
     if len(finals) < 2:
         return None
     intervals = {label: setting.interval(setting.final, label) for label in finals}
@@ -55,11 +55,6 @@ def find_choosable(setting: Setting, everything: Family | None = None) -> Choosa
                         setting.cautions.get(label, "")) for label in order),
         tuple(tuple(pairs[a, b] for b in order[i + 1:]) for i, a in enumerate(order)),
         tuple(m.label for m in setting.methods if not m.reference and m.label not in finals), setting.metric)
-
-
-def _finals(setting: Setting) -> dict[str, dict[int, float]]:
-    """Return the final means of the methods that can be chosen, by seed."""
-    return {label: by_seed for label, by_seed in setting.compared(setting.final).items() if label in setting.eligible}
 
 
 def _compares(tests: Family | None, labels: Sequence[str]) -> bool:
@@ -198,7 +193,7 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
     The same data decide which method is best, so the family of tests has all pairs of the setting's methods.
     """
     amounts = {kind: values_of(setting, kind) for kind in KINDS}
-    finals = _finals(setting)
+    finals = final_means(setting)
     refused = {m.label: "not every seed gave a result" for m in setting.methods
                if not m.reference and m.label not in finals}
     for label in finals:

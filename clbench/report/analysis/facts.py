@@ -14,12 +14,16 @@ from clbench.results.items import difference_error
 from clbench.results.stats import ROUNDING
 
 
-def facts(setting: Setting, baseline: str | None = None, everything: Family | None = None) -> Facts:
+def final_means(setting: Setting) -> dict[str, dict[int, float]]:
+    """Return the final means of the methods that can be the best, by seed."""
+    return {label: by_seed for label, by_seed in setting.compared(setting.final).items() if label in setting.eligible}
+
+
+def facts(setting: Setting, everything: Family | None = None) -> Facts:
     """Return the verdicts on a setting.
 
     Args:
         setting: the setting whose methods are compared.
-        baseline: label of the method that all others are compared to, by default the setting's baseline.
         everything: the tests of the final means of all pairs, if they are already known.
     """
     values = setting.values(setting.final)
@@ -28,7 +32,7 @@ def facts(setting: Setting, baseline: str | None = None, everything: Family | No
     ordered = dict(sorted(means.items(), key=lambda item: setting.metric.rank(item[1])))
     return Facts(ordered, tuple(m.label for m in setting.methods if m.reference and m.label in means),
                  _best(setting, everything or setting.tests(setting.final, setting.compared(setting.final))),
-                 _compare_to(setting, baseline or setting.baseline), _compare_to(setting, setting.joint_label),
+                 _compare_to(setting, setting.baseline), _compare_to(setting, setting.joint_label),
                  _fronts(setting), setting.until, setting.cautions)
 
 
@@ -76,7 +80,7 @@ def limiting_test_samples(setting: Setting, pair: PairedTest) -> int | None:
 
 
 def _best(setting: Setting, tests: Family) -> Best | None:
-    values = {label: by_seed for label, by_seed in setting.compared(setting.final).items() if label in setting.eligible}
+    values = final_means(setting)
     if len(values) < 2:
         return None
     best = leader(setting.final.column, values, tests)
@@ -108,10 +112,10 @@ def _best(setting: Setting, tests: Family) -> Best | None:
 
 def _fronts(setting: Setting) -> dict[str, tuple[str, ...]]:
     """Return the Pareto front of each counted cost and the final mean, for the methods with a result for every seed."""
-    finals = setting.compared(setting.final)
+    finals = final_means(setting)
     fronts = {}
     for measure in (m for m in setting.measures if m.cost and not m.tested and setting.has(m)):
-        costs = {label: cost for label in setting.values(measure) if label in setting.eligible and label in finals
+        costs = {label: cost for label in setting.values(measure) if label in finals
                  and (cost := setting.mean(measure, label)) is not None and (cost or measure.zero_competes)}
         labels = list(costs)
         fronts[measure.column.title] = tuple(labels[i] for i in front(
