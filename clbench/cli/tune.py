@@ -20,6 +20,7 @@ from clbench.cli.common_options import (
     typed_command,
 )
 from clbench.cli.help import Command
+from clbench.core.objective import find_metric
 from clbench.core.seeds import FIRST_DEVELOPMENT_SEED, numbered
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def table(rows: Sequence[Row]) -> str:
     """Return a table with each row's chosen options, their scores and the scores of the other candidates."""
     from tabulate import tabulate
 
-    from clbench.execution.candidates import mean_value, metric_of, standard_error, value_text
+    from clbench.execution.candidates import mean_value, standard_error, value_text
     from clbench.execution.samplers import describe
     from clbench.report.formatting import unit_of
     from clbench.report.model import UNIT_SUFFIX
@@ -201,7 +202,7 @@ def table(rows: Sequence[Row]) -> str:
                       "one seed" if error is None else value_text(chosen, error),
                       mean_value(other_candidates[0]) if other_candidates else "", mean_value(row.ranking[-1]),
                       f"{len(row.tried)}" + (f", {without_result} without result" if without_result else "")])
-    metric = metric_of(rows[0].chosen)
+    metric = find_metric(rows[0].chosen.metric)
     unit = UNIT_SUFFIX.get(unit_of(metric), "")
     headers = ["method", "scenario", "chosen options", f"validation\n{metric.short}{unit}", "standard\nerror",
                "best of\nothers", "worst", "candidates"]

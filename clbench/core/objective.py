@@ -28,7 +28,12 @@ def format_digits(value: float, size: float | None = None) -> str:
     exponent = int(f"{abs(value if size is None else size) or 1.0:.2e}".partition("e")[2])
     if exponent < -3:
         return f"{value:.2e}" if value else "0"
-    text = f"{value:,.{min(max(2 - exponent, 0), 4)}f}"
+    return format_fixed(value, min(max(2 - exponent, 0), 4))
+
+
+def format_fixed(value: float, digits: int) -> str:
+    """Return a number as text with this number of decimals; zero has no sign."""
+    text = f"{value:,.{digits}f}"
     return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 
 
@@ -162,6 +167,11 @@ CAUSAL_LM = ObjectiveInfo("causal-lm", NLL.name, (NLL, EXACT), "tokens")
 REGRESSION = ObjectiveInfo("regression", RMSE.name, (RMSE, R2), "numbers")
 OBJECTIVES: Final = {info.name: info for info in (CLASSIFICATION, CAUSAL_LM, REGRESSION)}
 METRICS: Final = {metric.name: metric for info in OBJECTIVES.values() for metric in info.metrics}
+
+
+def find_metric(name: str) -> Metric:
+    """Return the metric with a name; records leave the name of accuracy empty."""
+    return METRICS[name or ACCURACY.name]
 
 
 def objective_of(metric: Metric) -> ObjectiveInfo:

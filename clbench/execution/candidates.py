@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from clbench.core import options as opt
-from clbench.core.objective import ACCURACY, METRICS, Metric, format_digits
+from clbench.core.objective import ACCURACY, find_metric, format_digits
 from clbench.core.option_marks import OnlyWith, marks, search_values
 from clbench.core.registry import Registry
 from clbench.execution.samplers import describe
@@ -94,17 +94,12 @@ its paired difference from it is at most one standard error of this difference. 
 learning rate is chosen, if one was searched. One seed has no standard error, and so no ties."""
 
 
-def metric_of(tried: Tried) -> Metric:
-    """Return the metric by which candidates are compared."""
-    return METRICS[tried.metric or ACCURACY.name]
-
-
 def score(tried: Tried) -> float:
     """Return a number that is higher for better candidates: the mean over seeds, negated if lower values are better.
 
     If a seed has no result, it is the score of the worst possible value, which is 0 for accuracy.
     """
-    metric = metric_of(tried)
+    metric = find_metric(tried.metric)
     worst = metric.low if metric.direction == "up" else metric.high
     if tried.acc:
         return -metric.rank(fmean(tried.acc))
@@ -154,7 +149,7 @@ def _ties(tried: Tried, best: Tried) -> bool:
 
 def _difference(tried: Tried, best: Tried) -> tuple[float, float]:
     """Return the mean of the paired differences over at least two seeds, and its standard error."""
-    metric = metric_of(best)
+    metric = find_metric(best.metric)
     differences = [round(metric.gain(a, b), 9) for a, b in zip(tried.acc, best.acc, strict=True)]
     return fmean(differences), standard_error(differences) or 0.0
 
@@ -174,7 +169,7 @@ def value_text(tried: Tried, value: float | None) -> str:
     """Return a value of a candidate's metric as text: a share in percent, others in their unit; empty for None."""
     if value is None:
         return ""
-    return f"{100 * value:.2f}" if metric_of(tried).is_share else format_digits(value)
+    return f"{100 * value:.2f}" if find_metric(tried.metric).is_share else format_digits(value)
 
 
 def mean_value(tried: Tried) -> str:
@@ -191,7 +186,7 @@ def mean_text(tried: Tried) -> str:
 def candidates_page(searches: Sequence[Search]) -> str:
     """Return a Markdown page with a table of all candidates for each method and scenario of the searches."""
     parts = chain.from_iterable(map(_parts, searches))
-    metrics = dict.fromkeys(metric_of(tried) for search in searches for tried in search.tried) or (ACCURACY,)
+    metrics = dict.fromkeys(find_metric(tried.metric) for search in searches for tried in search.tried) or (ACCURACY,)
     final = join_names(["the average accuracy (ACC)" if metric == ACCURACY else f"the average {metric.label}"
                         for metric in metrics])
     return "\n\n".join(["# Candidates of the search", LEGEND.format(final=final), *parts]) + "\n"
@@ -216,7 +211,7 @@ def _parts(made: Search) -> Iterator[str]:
 def _table(tried: Sequence[Tried]) -> str:
     """Return the table of a row's candidates, in the order in which they were tried."""
     best, chosen = ranking(tried)[0], choose(tried)
-    unit = UNIT_SUFFIX.get(unit_of(metric_of(best)), "")
+    unit = UNIT_SUFFIX.get(unit_of(find_metric(best.metric)), "")
     lines = [f"| options | mean{unit} | standard error | seeds | remark |",
              "| :-- | --: | --: | --: | :-- |"]
     for candidate in tried:

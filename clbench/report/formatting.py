@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from clbench.core.objective import Metric, format_digits
+from clbench.core.objective import Metric, format_digits, format_fixed
 from clbench.core.options import format_value, recipe_options
 from clbench.experiment.trial import Trial
 from clbench.report.model import Unit
@@ -69,7 +69,7 @@ def number(value: float, unit: Unit) -> str:
     ('6.58', '0.0423', '-4.23e-05')
     """
     if unit in ("percent", "points"):
-        return _format_fixed(100 * value, 2)
+        return format_fixed(100 * value, 2)
     if unit in SIGNIFICANT:
         return format_digits(value)
     if unit == "count":
@@ -210,14 +210,9 @@ def list_seeds(seeds: Iterable[int]) -> str:
     return f"seed{'s' * (len(values) > 1)} {as_ranges(values)}"
 
 
-def _format_fixed(value: float, digits: int) -> str:
-    text = f"{value:,.{digits}f}"
-    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
-
-
 def _format_short(value: float) -> str:
     """Return a number with about three digits, and at least the digits of its integer part."""
-    return _format_fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
+    return format_fixed(value, 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0)
 
 
 def _prefix(value: float, unit: Unit) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from clbench.core.objective import ACCURACY, METRICS, Metric
+from clbench.core.objective import ACCURACY, METRICS, Metric, find_metric
 from clbench.results.metrics import mean_or_none
 from clbench.results.record_parts import RecordPart
 
@@ -215,7 +215,7 @@ class Curve(RecordPart):
     @property
     def about(self) -> Metric:
         """Return the metric that the curve is about."""
-        return METRICS[self.metric or ACCURACY.name]
+        return find_metric(self.metric)
 
     @property
     def tasks(self) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from clbench.core.errors import SpecError, guess
-from clbench.core.objective import ACCURACY, METRICS, Metric
+from clbench.core.objective import ACCURACY, METRICS, Metric, find_metric
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
@@ -205,7 +205,7 @@ class Record(RecordPart):
 
 def metric_of(record: Record) -> Metric:
     """Return the metric of a record's R."""
-    return METRICS[record.metric or ACCURACY.name]
+    return find_metric(record.metric)
 
 
 def matrices(record: Record) -> dict[str, list[list[float]]]:
