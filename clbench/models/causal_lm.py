@@ -235,9 +235,14 @@ def check_plain(candidate: Candidate) -> None:
         raise SpecError(f"{candidate.folder} cannot be scaled, because {reason}; --scale takes plain LoRA adapters")
 
 
+def _weights_file(candidate: Candidate) -> Path:
+    """Return the file of an adapter's weights."""
+    return next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())
+
+
 def _weights(candidate: Candidate) -> dict[str, Tensor]:
     """Return the weights in the file of an adapter."""
-    path = next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())
+    path = _weights_file(candidate)
     if path.suffix == ".safetensors":
         return load_file(path)
     with _explain_errors(path, "the adapter"):
@@ -273,7 +278,7 @@ def export_scaled(candidate: Candidate, scale: float, target: Path) -> None:
         StoreError: the folder is not empty, or cannot be written.
     """
     check_plain(candidate)
-    source = next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())
+    source = _weights_file(candidate)
     if source.suffix != ".safetensors":
         raise DataError(f"{source}: only adapters in safetensors can be exported")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

@@ -258,10 +258,14 @@ class DecoderLayer(TransformerBlock):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the layer's output [N, L, D] for tokens [N, L, D]."""
         token_mask = present(tokens)
+        return self.apply_unit(tokens, additive(token_mask, tokens, causal=True)) * token_mask.unsqueeze(-1)
+
+    def apply_unit(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the output of the library's layer for tokens [N, L, D] and an additive mask; None for no mask."""
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        out = self.unit(tokens, attention_mask=additive(token_mask, tokens, causal=True), position_ids=places,
+        out = self.unit(tokens, attention_mask=mask, position_ids=places,
                         position_embeddings=self.rotary(tokens, places))
-        return cast(Tensor, out[0] if isinstance(out, tuple) else out) * token_mask.unsqueeze(-1)
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
 
 class Whole(nn.Module):

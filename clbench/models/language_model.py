@@ -64,13 +64,11 @@ class CausalLayer(DecoderLayer):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the layer's output [N, L, D] for tokens [N, L, D]."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        mask = None
-        if self.window is not None and tokens.shape[1] > self.window:
-            mask = additive(torch.ones_like(places, dtype=torch.bool), tokens, causal=True, window=self.window)
-        out = self.unit(tokens, attention_mask=mask, position_ids=places,
-                        position_embeddings=self.rotary(tokens, places))
-        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+        length, mask = tokens.shape[1], None
+        if self.window is not None and length > self.window:
+            there = torch.ones(1, length, dtype=torch.bool, device=tokens.device)
+            mask = additive(there, tokens, causal=True, window=self.window)
+        return self.apply_unit(tokens, mask)
 
 
 class WholeDecoder(nn.Module):
