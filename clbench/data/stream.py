@@ -103,6 +103,10 @@ class Stream(HasObjective):
         """Return the number of tasks that a strategy sees: 1 if task boundaries are hidden."""
         return 1 if self.hidden else len(self.tasks)
 
+    def ends_at(self, task: int) -> bool:
+        """Return whether what a strategy sees as one task ends with a task: the last one if boundaries are hidden."""
+        return not self.hidden or task + 1 == len(self.tasks)
+
     def arrived(self, learned: int) -> list[int]:
         """Return the sorted outputs of the classes that have training samples in the first `learned` tasks."""
         return sorted(set(chain.from_iterable(task.train_classes for task in self.tasks[:learned])))

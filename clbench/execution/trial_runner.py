@@ -280,7 +280,7 @@ class ProgressCallback(Callback):
     def on_task(self, training: Training, task: int) -> None:
         """Export, then report. A WriteError is raised if an export cannot be written."""
         for replica in training.replicas:
-            if self.artifacts is not None and (not replica.stream.hidden or task + 1 == len(replica.stream.tasks)):
+            if self.artifacts is not None and replica.stream.ends_at(task):
                 folder = self.artifacts / replica.trial.key
                 try:
                     replica.strategy.export(folder, replica.task(task))

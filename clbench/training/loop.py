@@ -107,7 +107,7 @@ class TrainingLoop:
             synchronize(device)
             steps_ended = Clock.now()
         for replica, task, result in zip(self.replicas, tasks, results, strict=True):
-            if result.diverged is None and (not replica.stream.hidden or index + 1 == len(replica.stream.tasks)):
+            if result.diverged is None and replica.stream.ends_at(index):
                 try:
                     with self.callbacks.around_prepare(replica):
                         replica.finish(task)
