@@ -13,7 +13,7 @@ from pathlib import Path
 from clbench import report
 from clbench.experiment.trial import Weights
 from clbench.report.analysis import notes
-from clbench.report.formatting import as_ranges, clean
+from clbench.report.formatting import as_ranges, clean, plural
 from clbench.report.model import Report
 from clbench.results.diff import group_by_method
 from clbench.results.records import Record
@@ -153,7 +153,7 @@ def rows(found: Sequence[Record]) -> list[tuple[str, list[Value]]]:
         ("seeds", _plain([seeds(found)])),
         ("trials", _plain([trials(found)])),
         ("date", _plain([when(found)])),
-        ("machine", _counted(f"{r.provenance.machine}; {r.provenance.device}, {_threads(r.provenance.threads)}"
+        ("machine", _counted(f"{r.provenance.machine}; {r.provenance.device}, {plural(r.provenance.threads, 'thread')}"
                            for r in found)),
         ("time", _plain([took(found)])),
         ("versions", _plain([versions(found)])),
@@ -221,10 +221,6 @@ def commit(git: str | None) -> str:
     return "not recorded" if git is None else re.sub(r"^([0-9a-f]{10})[0-9a-f]*", r"\1", git)
 
 
-def _threads(number: int) -> str:
-    return f"{number} thread{'s' * (number != 1)}"
-
-
 def _lacking(name: str, lacking: int, of: int) -> str:
     return name if lacking == of else f"{name} (in {lacking} of {of} records)"
 
@@ -240,4 +236,4 @@ def _distinct(values: Iterable[str]) -> list[Value]:
 def _counted(values: Iterable[str]) -> list[Value]:
     """Return each value once, most frequent first, with the number of its trials if there are several values."""
     counts = Counter(values)
-    return [(value, f" ({n} trial{'s' * (n != 1)})" if len(counts) > 1 else "") for value, n in counts.most_common()]
+    return [(value, f" ({plural(n, 'trial')})" if len(counts) > 1 else "") for value, n in counts.most_common()]

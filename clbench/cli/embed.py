@@ -63,12 +63,12 @@ def command(benchmark: str, model: str, out: Path, seed: int, batch: int | None,
     trial = plan(spec, registry)[0].trial
     check_data(trial.benchmark, spec.execution.data_dir, registry)
     from clbench.execution.embedding import embed, prepare
+    from clbench.report.formatting import plural
 
     job = prepare(trial, spec.execution, device or "auto", registry, batch)
     for note in job.notes:
         click.echo(note, err=True)
-    tasks = len(job.stream.tasks)
-    click.echo(f"{trial.benchmark.name}: {tasks} task{'s' if tasks > 1 else ''}, {job.count('train'):,} training and "
+    click.echo(f"{trial.benchmark.name}: {plural(len(job.stream.tasks), 'task')}, {job.count('train'):,} training and "
                f"{job.count('test'):,} test samples; {trial.model.name} on {job.device}, batches of {job.batch}",
                err=True)
     try:

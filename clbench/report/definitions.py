@@ -10,7 +10,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import SHORT
 from clbench.report.analysis.paired_tests import describe_interim_analyses, flips_name
 from clbench.report.decided import Facts
-from clbench.report.formatting import join_names
+from clbench.report.formatting import join_names, plural
 from clbench.results.records import Record, metrics_of
 from clbench.results.stats import ALPHA, FEW
 
@@ -161,7 +161,7 @@ def condition(setting: Setting) -> str:
 
 
 def _counts(families: list[tuple[int, str]]) -> str:
-    return join_names([f"{size} comparison{'s' * (size != 1)} {words}" for size, words in families], len(families))
+    return join_names([f"{plural(size, 'comparison')} {words}" for size, words in families], len(families))
 
 
 def legend(setting: Setting) -> str:

@@ -19,7 +19,7 @@ from clbench.report.figures.style import FAINT, INK, LABEL, PALE, PALETTE
 from clbench.report.formats.html import image_source, render_page
 from clbench.report.formats.markdown import bullets, escape, pairs
 from clbench.report.formats.markdown import table as as_markdown
-from clbench.report.formatting import clean, difference_unit, interval, number, unit_suffix
+from clbench.report.formatting import clean, difference_unit, interval, number, plural, unit_suffix
 from clbench.report.model import UNIT_SUFFIX, Cell, Column, Row, Table, Unit
 from clbench.results.attribution import ENOUGH_PAIRS, Attribution, Estimate, estimate_mean
 from clbench.results.records import Record
@@ -254,7 +254,7 @@ def remarks(explanation: Explanation) -> list[str]:
                      "what is between is what they do to each other, which Shapley values share out evenly.")
     stale = sum(bool(record.stale) for record in explanation.records)
     if stale:
-        lines.append(f"{stale} result{'s' * (stale > 1)} came from other code or data than there are now, and "
+        lines.append(f"{plural(stale, 'result')} came from other code or data than there are now, and "
                      f"{'were' if stale > 1 else 'was'} kept.")
     return [clean(line) for line in (*lines, *explanation.left_out)]
 

@@ -49,6 +49,7 @@ from clbench.report.formatting import (
     join_names,
     list_seeds,
     number,
+    plural,
     task_label,
     unit_of,
 )
@@ -243,15 +244,11 @@ def _problems(methods: Sequence[MethodRecords]) -> Iterable[str]:
                 kind = f"{record.failure.type}: " if record.failure and record.status == "failed" else ""
                 reason = f": {kind}{record.failure.message}" if record.failure else ""
                 reason += f" ({record.failure.place})" if record.failure and record.failure.place else ""
-                progress = f" after {_tasks(len(record.R) - 1)}" if record.R else ""
+                progress = f" after {plural(len(record.R) - 1, 'finished task')}" if record.R else ""
                 yield clean(f"{method.label}, seed {record.trial.seed}: {record.status}{progress}{reason} "
                             f"(record {record.key})")
         if method.missing:
             yield f"{method.label}: no record for {list_seeds(method.missing)}"
-
-
-def _tasks(count: int) -> str:
-    return f"{count} finished task{'s' * (count != 1)}"
 
 
 def _note_stale(methods: Sequence[MethodRecords]) -> Iterable[str]:

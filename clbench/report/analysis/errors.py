@@ -14,7 +14,7 @@ from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import MethodRecords
 from clbench.report.analysis.names import NamedTasks
 from clbench.report.columns import Measure, read_last_counts, share
-from clbench.report.formatting import number
+from clbench.report.formatting import number, plural
 from clbench.report.model import Cell, Column, Row, Table, Unit
 from clbench.results.records import ErrorCounts, Probe, Record
 
@@ -206,7 +206,7 @@ def confusions(methods: Sequence[MethodRecords], named: NamedTasks | None) -> li
         rows = tuple(Row(names[i], tuple(_mean_cell([c.tasks[i][j] / c.samples[i] for c in last_counts], "percent")
                                          for j in range(tasks))) for i in range(tasks))
         kind = "task of the winning output" if last_counts[0].corrected else "inferred task"
-        tables.append(Table(f"{method.label}: {kind}, mean over {len(last_counts)} seed{'s' * (len(last_counts) > 1)}",
+        tables.append(Table(f"{method.label}: {kind}, mean over {plural(len(last_counts), 'seed')}",
                             tuple(Column(name, "percent") for name in names), rows, corner="samples of"))
     return tables
 

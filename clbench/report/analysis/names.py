@@ -11,7 +11,7 @@ from clbench.core.errors import list_names
 from clbench.core.options import format_value
 from clbench.experiment.trial import PlannedTrial
 from clbench.report.analysis import notes
-from clbench.report.formatting import clean
+from clbench.report.formatting import clean, plural
 from clbench.results.diff import flat
 from clbench.results.records import Record
 
@@ -105,7 +105,7 @@ class NamedTasks:
                 break
         shown_parts = [part for i, part in enumerate(parts) if not i or sum(map(len, parts[:i + 1])) <= LONGEST]
         omitted_count = len(parts) - len(shown_parts)
-        shown_parts += [f"and {omitted_count} more task{'s' * (omitted_count > 1)}"] if omitted_count else []
+        shown_parts += [f"and {plural(omitted_count, 'more task')}"] if omitted_count else []
         return f"{self._kind}: {'; '.join(shown_parts)}" + (
             "" if limit is None else " (all of them: Settings of the report)")
 

@@ -11,7 +11,7 @@ from clbench.report.analysis.families import NEAR, SAME, Family, PairedTest, lea
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import CHANCE, MARKS, UNDERFIT
 from clbench.report.columns import Measure
-from clbench.report.formatting import NONE, difference_unit, interval, join_names, number
+from clbench.report.formatting import NONE, difference_unit, interval, join_names, number, plural
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.paired import Test
 from clbench.results.stats import ALPHA, EXACT_TO, effect_size
@@ -127,7 +127,7 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
     by_t = [len(pair.differences) for pair in pairs if pair.test == "t"]
     crossed = [len(pair.differences) for pair in pairs if pair.test == "crossed"]
     flips = [len(pair.differences) for pair in pairs if pair.test == "flips"]
-    scope = f"{size} comparison{'s' * (size != 1)} " + (f"with {against}" if against else "between pairs of methods")
+    scope = f"{plural(size, 'comparison')} " + (f"with {against}" if against else "between pairs of methods")
     sentences = []
     if tests.until:
         analyses = describe_interim_analyses(tests.until)

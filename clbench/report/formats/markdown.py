@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from clbench.report.analysis.headline import LEADS, NEXT
-from clbench.report.formatting import shorten_alt
+from clbench.report.formatting import plural, shorten_alt
 from clbench.report.model import Cell, FigureData, Report, Section, Table
 
 MOST_NOTES = 5  # notes that are shown; the remaining ones are folded
@@ -45,7 +45,7 @@ def _section(section: Section) -> Iterator[str]:
         yield "**Notes**"
         yield bullets(section.notes[:MOST_NOTES])
         if more_notes := section.notes[MOST_NOTES:]:
-            yield from _fold(f"{len(more_notes)} more note{'s' * (len(more_notes) > 1)}", [bullets(more_notes)])
+            yield from _fold(plural(len(more_notes), "more note"), [bullets(more_notes)])
     if section.anatomy:
         yield "### What costs accuracy, and what to try"
         yield bullets(section.anatomy)
