@@ -101,7 +101,7 @@ class Grid:
     def __init__(self, space: Space, integers: Collection[str] = (), widen: int = 0, refuse: Refuse = accept) -> None:
         """Store the arguments of `sampler_for`; no axis of the space is a range."""
         self.axes = {option: list(axis.values) for option, axis in space.items() if not isinstance(axis, Range)}
-        self.integers, self.widen, self.refuse = integers, widen, refuse
+        self.integers, self.refuse = integers, refuse
         self.tried: list[Candidate] = []
         self.scores: list[float] = []
         self.added: dict[str, list[float]] = {}

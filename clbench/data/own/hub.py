@@ -35,7 +35,7 @@ def hub(name: str, options: HubOptions, data_dir: Path, seed: int) -> RawStream:
             `divide` raises an error.
     """
     where = f"benchmark {name!r}"
-    train, test, notes = _parts(load(name, options, data_dir), options, where)
+    train, test, notes = _parts(load(name, options, data_dir), where)
     label, label_notes = _label(train, options, where)
     needed = [column for column in (label, options.task_column, options.group, options.text_column) if column]
     if test is not None and (missing := [column for column in needed if column not in test.features]):
@@ -110,7 +110,7 @@ def _find_local(name: str, data_dir: Path) -> tuple[Path | None, str]:
         return None, f"{error}; and "
 
 
-def _parts(loaded: Any, options: HubOptions, where: str) -> tuple[Any, Any | None, list[str]]:
+def _parts(loaded: Any, where: str) -> tuple[Any, Any | None, list[str]]:
     """Return the training part (or the only part), the test part (or None), and notes."""
     if not isinstance(loaded, Mapping):
         return loaded, None, []

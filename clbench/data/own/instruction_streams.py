@@ -62,7 +62,7 @@ def instructions(name: str, options: InstructionOptions, data_dir: Path, seed: i
     return RawStream(tuple(train), tuple(test), ((),) * len(tasks), objective=CAUSAL_LM.name,
                      task_names=tuple(task.name for task in tasks),
                      notes=tuple([f"items: at most {length} tokens of the tokenizer {options.tokenizer}",
-                                  *_notes(tasks, parts)]))
+                                  *_notes(parts)]))
 
 
 def as_tensors(items: Sequence[TokenItem], length: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def _order_tasks(tasks: list[TaskItems], options: InstructionOptions, where: str
     return [by_name[name] for name in names]
 
 
-def _notes(tasks: Sequence[TaskItems], parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:
+def _notes(parts: Sequence[Sequence[Tokenized]]) -> Iterator[str]:
     """Yield notes for the user: on items that were cut, and on test items that are copies of training items."""
     counts = ("cut_prompts", "cut_responses", "unscored_turns")
     yield from Tokenized((), **{name: sum(getattr(part, name) for pair in parts for part in pair)

@@ -49,7 +49,7 @@ def describe_common_test(records: Sequence[Record]) -> Iterator[str]:
 Pairs = tuple[tuple[str, str], ...]
 
 
-def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
+def recipe(chosen: Recipe, arrival: Arrival) -> str:
     """Describe a training configuration in words. The text depends on how samples arrive."""
     heads = f", lr of heads {format_value(chosen.head_lr)}" if chosen.head_lr else ""
     momentum = f", momentum {format_value(chosen.momentum)}" if chosen.optimizer == "sgd" else ""
@@ -67,7 +67,7 @@ def recipe(chosen: Recipe, arrival: Arrival | None = None) -> str:
     similarity = " of similar lengths" if chosen.group_by_length else ""
     training = (f"{budget} per task, batch {chosen.batch_size}{similarity}, "
                 f"optimizer state {chosen.optimizer_state} between tasks"
-                if arrival is None or not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
+                if not arrival.hidden else f"one pass over the stream, batch {chosen.batch_size}")
     return (f"{chosen.optimizer}, lr {format_value(chosen.lr)} ({schedule}){heads}{momentum}{decay}{warmup}{clipped}, "
             + training
             + (f", {chosen.precision}" if chosen.precision != "fp32" else ""))

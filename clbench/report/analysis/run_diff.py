@@ -96,7 +96,7 @@ def _cells(pair: MethodPair) -> dict[Column, Cell]:
             Column(f"{final.title} in A", final.unit): before, Column(f"{final.title} in B", final.unit): after,
             **{Column(f"change of {m.column.title}", difference_unit(m.column.unit)): _change(m, record_pairs)
                for m in (*find_tested((), measures_of(metric)), TRAINABLE, BYTES)},
-            Column(f"{TIME.column.title} B / A", "text"): _ratio(TIME, record_pairs)}
+            Column(f"{TIME.column.title} B / A", "text"): _time_ratio(record_pairs)}
 
 
 def _change(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
@@ -105,6 +105,6 @@ def _change(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
     return cells([differences], measure.column.unit)[0] if len(differences) == len(both) else Cell(NONE)
 
 
-def _ratio(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
-    a, b = ([value for pair in both if (value := measure.value(pair[k], None))] for k in (0, 1))
+def _time_ratio(both: Sequence[tuple[Record, Record]]) -> Cell:
+    a, b = ([value for pair in both if (value := TIME.value(pair[k], None))] for k in (0, 1))
     return Cell(f"{fmean(b) / fmean(a):.2f}") if both and len(a) == len(b) == len(both) else Cell(NONE)
