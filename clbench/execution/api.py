@@ -185,7 +185,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
         shard: `2/8` runs the second of eight parts of the experiment; None runs all of it.
         set: options of methods, `{"lora.rank": 4}` or `["lora.rank=4"]`; several values (`{"lora.rank": [1, 2]}`,
             `["lora.rank=1,2"]`) give one row per value.
-        log: experiment loggers that get the records, as in "tensorboard" or ["wandb:project=mine", "mlflow"].
+        log: experiment loggers that get the records, as in "tensorboard,mlflow" or ["wandb:project=mine", "mlflow"].
         plugins: Python files with hook implementations, used without being installed.
         stale: what to do with results in the folder that were made with other code or data than the present ones:
             "refuse" raises a `StaleError` that lists them, "rerun" trains them again, and "keep" keeps them and marks
@@ -215,7 +215,7 @@ def run(spec: str | os.PathLike[str] | Mapping[str, Any] | None = None, *, out: 
     if problems:
         raise SpecError("\n".join(problems))
     options = dict(set) if isinstance(set, Mapping) else [set] if isinstance(set, str) else list(set)
-    log = [log] if isinstance(log, str) else log
+    log = log.split(",") if isinstance(log, str) else log if isinstance(log, tuple) else list(log)
     files = as_list(plugins)
     registry = discover(files=files)
     methods = settings.get("methods")

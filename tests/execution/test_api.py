@@ -5,6 +5,8 @@ import pytest
 
 import clbench
 from clbench.core.errors import SpecError
+from clbench.core.hookspecs import TrackerInfo, hookimpl
+from clbench.core.registry import discover
 from clbench.execution import api
 from clbench.execution.api import format_call
 from clbench.results.store import Store
@@ -71,6 +73,18 @@ def test_the_call_is_written_as_it_stood(tmp_path):
     settings = {"methods": "lora,ewc", "seeds": 3, "out": None}
     assert format_call(None, settings) == "clbench.run(methods='lora,ewc', seeds=3)"
     assert format_call(tmp_path / "a.toml", {}) == f"clbench.run('{tmp_path}/a.toml')"
+
+
+def test_loggers_are_named_as_on_the_command_line_or_in_any_collection(tmp_path, monkeypatch):
+    plugin = SimpleNamespace(clbench_trackers=hookimpl(lambda: [
+        TrackerInfo(name, lambda *_, name=name: SimpleNamespace(log=lambda _: named.append(name)), "")
+        for name in ("one", "two")]))
+    monkeypatch.setattr(api, "discover", lambda files: discover([plugin]))
+    for log, written in (("one", ["one"]), ("one,two", ["one", "two"]), (["two"], ["two"]),
+                         (("two", "one"), ("two", "one")), (iter(["two", "one"]), ["two", "one"])):
+        named, folder = [], tmp_path / type(log).__name__ / str(written)
+        record, = clbench.run(methods="naive", out=folder, log=log, **{**SMALL, "seeds": 1})
+        assert named == [*written] and f", log={written}, " in record.provenance.command
 
 
 def test_progress_is_shown_where_somebody_looks_on(monkeypatch, tmp_path, capsys):
