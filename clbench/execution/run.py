@@ -187,9 +187,7 @@ def plan_workers(experiment: Experiment, command: str,
     start = Start(settings=settings, device=device, command=command, threads=threads, alone=alone,
                   artifacts=experiment.store.artifacts.absolute(), checkpoints=experiment.store.checkpoints.absolute(),
                   plugins=tuple(experiment.registry.files))
-    return WorkerPlan(start, workers, shrink=settings.workers is None,
-                      plugin=lambda name: str(experiment.registry.origin("method", name)), claim=claim,
-                      registry=experiment.registry)
+    return WorkerPlan(start, workers, shrink=settings.workers is None, registry=experiment.registry, claim=claim)
 
 
 class RecordKeeper(Relay):

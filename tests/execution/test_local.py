@@ -13,7 +13,7 @@ from helpers.records import make_record
 
 from clbench.core.errors import PluginError, SpecError, StoreError
 from clbench.core.hookspecs import StrategyInfo, hookimpl
-from clbench.core.registry import discover
+from clbench.core.registry import Registry, discover
 from clbench.execution import run
 from clbench.execution.workers.plan import Listener, PreflightChecks, TrialQueue, WorkerPlan
 from clbench.execution.workers.pool import Pool, WorkerError, WorkerHandle
@@ -141,7 +141,7 @@ def start(folder, alone=None):
 
 
 def pool_of(folder, log):
-    return Pool(WorkerPlan(start(folder), workers=2, shrink=True, plugin=str), log, Silent)
+    return Pool(WorkerPlan(start(folder), workers=2, shrink=True, registry=Registry()), log, Silent)
 
 
 @pytest.mark.slow

@@ -137,9 +137,8 @@ class WorkerPlan:
     start: Start
     workers: int  # number of processes; 0 means this process
     shrink: bool  # whether to reduce the number: to one on an accelerator, or to what fits on a cluster
-    plugin: Callable[[str], str]  # maps a strategy's name to its distribution and version
+    registry: Registry  # of this process; it may have objects without a plugin
     claim: Callable[[PlannedTrial], bool] = lambda _: True  # called before a trial; False: do not run it
-    registry: Registry | None = None  # for trials in this process; it may have objects without a plugin
 
     @property
     def settings(self) -> ExecutionSettings:

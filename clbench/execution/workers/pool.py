@@ -229,8 +229,8 @@ class Pool:
             self.listener.note(f"{names}: {cause}. clbench tries again")
         else:
             assert link.ready
-            origin = link.ready.provenance.model_copy(
-                update={"plugin": self.plan.plugin(group[0].trial.method.name)})
+            plugin = str(self.plan.registry.origin("method", group[0].trial.method.name))
+            origin = link.ready.provenance.model_copy(update={"plugin": plugin})
             tries = f", in {self.deaths[group[0].trial.key]} tries" if self.plan.settings.retries else ""
             failure = Failure(type="WorkerDied", message=cause + tries, traceback="".join(link.tail))
             self.listener.finished(protocol.record_failure(group[0], origin, link.since, failure))
