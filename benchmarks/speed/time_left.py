@@ -63,7 +63,7 @@ def watched(name: str, folder: Path) -> tuple[float, list[Look]]:
         while not over.wait(EVERY):
             now = time.monotonic()
             left = shown.tally.left.seconds(now)
-            if shown.tally.began is not None and left is not None:
+            if shown.tally.left.began is not None and left is not None:
                 looks.append(Look(now, left))
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -73,7 +73,7 @@ def watched(name: str, folder: Path) -> tuple[float, list[Look]]:
         ended = time.monotonic()
     over.set()
     thread.join()
-    began = shown.tally.began
+    began = shown.tally.left.began
     assert began is not None
     return ended - began, [Look(now - began, left) for now, left in looks if now < ended]
 

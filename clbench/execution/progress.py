@@ -33,13 +33,11 @@ class Tally:
         self.total = len(todo)
         self.done = 0
         self.shares: dict[str, float] = {}  # the finished share of each running trial
-        self.began: float | None = None
         self.left = TimeLeft(todo)
 
     def start(self, key: str) -> None:
         """Count a trial as running; the clock starts with the first."""
         now = time.monotonic()
-        self.began = now if self.began is None else self.began
         self.shares[key] = 0.0
         self.left.started(key, now)
 
@@ -61,13 +59,13 @@ class Tally:
 
     def times(self) -> str:
         """Return the elapsed time and an estimate of the remaining time, as text."""
-        if self.began is None:
+        if self.left.began is None:
             return "getting ready"
         now = time.monotonic()
         remaining = self.left.seconds(now) if self.done < self.total else None
         word = "roughly" if remaining is not None and not self.left.measured else "about"
         estimate = "" if self.done == self.total else f", {word} {'?' if remaining is None else clock(remaining)} left"
-        return f"{clock(now - self.began)} elapsed{estimate}"
+        return f"{clock(now - self.left.began)} elapsed{estimate}"
 
 
 class Display(Listener):
