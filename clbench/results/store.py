@@ -127,11 +127,9 @@ class Store:
                 problems.append(record_or_problem)
         records.sort(key=lambda r: (r.provenance.started, r.key))
         contents = {} if contents is None else contents
-        for record in list(records):
-            if problem := other_weights(record, contents):
-                records.remove(record)
-                problems.append(Problem(self.path(record.key), problem))
-        return records, problems
+        checked = [(record, other_weights(record, contents)) for record in records]
+        problems += [Problem(self.path(record.key), problem) for record, problem in checked if problem]
+        return [record for record, problem in checked if not problem], problems
 
     def get(self, key: str) -> Record | None:
         """Return the record of that key, or None if there is none.
