@@ -103,9 +103,8 @@ def plan(spec: Spec, registry: Registry, pretrained: bool | None = None, side: i
                 scenario=scenario, model=Resolved(name=spec.model.name, options=inputs.model.model_dump()),
                 weights=weights, preprocessing=inputs.preprocessing, recipe=with_final_rate(spec.recipe),
                 own_recipe=recipe, method=with_options, seed=seed, validation=spec.validation, arrival=spec.arrival)
-            reference = isinstance(strategy, StrategyInfo) and strategy.reference
-            planned.append(PlannedTrial(trial, row_label, reference, _family(strategy, with_options, recipe), searched,
-                                        metric=metric, default_scenario=not spec.scenario))
+            planned.append(PlannedTrial(trial, row_label, strategy.reference, _family(strategy, with_options, recipe),
+                                        searched, metric=metric, default_scenario=not spec.scenario))
     return planned
 
 

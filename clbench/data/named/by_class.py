@@ -56,12 +56,10 @@ def stratified_rows(labels: Sequence[str], seed: int) -> tuple[list[int], list[i
 
 
 def select_photos(photos: PhotoFiles, rows: Sequence[int]) -> PhotoFiles:
-    """Return the photos at `rows`, in that order."""
+    """Return the photos at `rows`, in that order; the photos name no tasks."""
     labeled = photos.labeled
     return PhotoFiles(tuple(photos.files[row] for row in rows),
-                      Labeled([labeled.labels[row] for row in rows],
-                               None if labeled.tasks is None else [labeled.tasks[row] for row in rows],
-                               classes=labeled.classes))
+                      Labeled([labeled.labels[row] for row in rows], classes=labeled.classes))
 
 
 def folders_by_text(root: Path, where: str, notes: list[str]) -> PhotoFiles:
