@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -173,16 +173,10 @@ def _hashed(head: str, tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(head.encode())
     for name, tensor in sorted(tensors.items()):
         total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        for piece in _pieces(tensor):
-            total.update(piece)
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        for piece in torch.split(flat, 1 << 24):  # 16 MiB at a time
+            total.update(piece.numpy().data)
     return total.hexdigest()
-
-
-def _pieces(tensor: Tensor, size: int = 1 << 24) -> Iterator[memoryview]:
-    """Yield a tensor's bytes, a piece at a time."""
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    for part in torch.split(flat, size):
-        yield part.numpy().data
 
 
 def common_outputs(raw: RawStream, scenario: Scenario, name: str) -> dict[int, int]:

@@ -232,8 +232,7 @@ def embed(job: Job, out: Path, on_progress: Callable[[int, int], None] = lambda 
                         append(features)
                         done += len(features)
                         on_progress(done, reused)
-            names: tuple[str, ...] = job.raw.class_names
-            write_features(out, job.arrays(parts), job.facts(), names)
+            write_features(out, job.arrays(parts), job.facts(), job.raw.class_names)
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error.strerror or error}; run the same command again to continue, or "
                          "choose another --out") from error

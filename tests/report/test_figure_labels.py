@@ -33,7 +33,7 @@ def test_labels_keep_clear_of_one_another_of_obstacles_and_of_the_edge():
 
 
 def test_points_along_a_line_are_close():
-    points = sample_polyline([(0, 0), (10, 0), (10, 7)], step=3)
+    points = sample_polyline([(0, 0), (10, 0), (10, 7)])
     assert points[0].tolist() == [0, 0] and points[-1].tolist() == [10, 7]
     assert np.linalg.norm(np.diff(points, axis=0), axis=1).max() <= 3
     assert sample_polyline([(1, 2)]).tolist() == [[1, 2]]

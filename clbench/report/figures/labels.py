@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float64]
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # in order of preference
 _GAPS = (8.5, 12.0, 16.0, 24.0, 34.0, 46.0)
 _PASSES = 4
+_STEP, _MARGIN = 3.0, 1.5  # in points: between the samples of a line, and around a box
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,9 @@ class Box:
         return min(max(x, self.x), self.x + self.width), min(max(y, self.y), self.y + self.height)
 
 
-def sample_polyline(points: Sequence[tuple[float, float]], step: float = 3.0) -> Floats:
-    """Return points (N, 2) on a polyline, at most `step` apart."""
-    segments = [np.linspace(a, b, max(2, math.ceil(math.dist(a, b) / step) + 1))
-                for a, b in pairwise(points)]
+def sample_polyline(points: Sequence[tuple[float, float]]) -> Floats:
+    """Return points (N, 2) on a polyline, at most `_STEP` apart."""
+    segments = [np.linspace(a, b, max(2, math.ceil(math.dist(a, b) / _STEP) + 1)) for a, b in pairwise(points)]
     return np.concatenate(segments) if segments else np.asarray(points, dtype=np.float64).reshape(-1, 2)
 
 
@@ -114,9 +114,9 @@ def _overlap(boxes: Floats, other: Floats) -> Floats:
     return area
 
 
-def _weigh_covered(boxes: Floats, obstacles: Floats, weights: Floats, margin: float = 1.5) -> Floats:
-    """Return the total weight of the obstacles in each box."""
-    low, high = boxes[:, None, :2] - margin, boxes[:, None, 2:] + margin
+def _weigh_covered(boxes: Floats, obstacles: Floats, weights: Floats) -> Floats:
+    """Return the total weight of the obstacles in each box and its margin."""
+    low, high = boxes[:, None, :2] - _MARGIN, boxes[:, None, 2:] + _MARGIN
     inside = ((obstacles > low) & (obstacles < high)).all(axis=2)
     weight: Floats = inside @ weights
     return weight
