@@ -104,7 +104,7 @@ class Stream(HasObjective):
         return 1 if self.hidden else len(self.tasks)
 
     def ends_at(self, task: int) -> bool:
-        """Return whether what a strategy sees as one task ends with a task: the last one if boundaries are hidden."""
+        """Return whether a strategy sees the end of this task; with hidden boundaries, it sees the last end only."""
         return not self.hidden or task + 1 == len(self.tasks)
 
     def arrived(self, learned: int) -> list[int]:

@@ -90,12 +90,12 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
         # Tasks by class depend on the class order. Held-out samples must not, so they are chosen by class alone.
         natural_tasks = train.natural_tasks if by_name else [0] * len(y[0])
         test_mask, note = hold_out(natural_tasks, places(train.labels, natural), train.groups, options.held_out)
-        rows, test_rows = _rows(ids[0], len(orders), ~test_mask), _rows(ids[0], len(orders), test_mask)
+        rows, test_rows = _select_rows(ids[0], len(orders), ~test_mask), _select_rows(ids[0], len(orders), test_mask)
         notes = [note, *notes]
     elif options.common_test:
-        rows, test_rows = _rows(ids[0], len(orders)), (np.arange(len(y[1])),)
+        rows, test_rows = _select_rows(ids[0], len(orders)), (np.arange(len(y[1])),)
     else:
-        rows, test_rows = (_rows(part, len(orders)) for part in ids)
+        rows, test_rows = (_select_rows(part, len(orders)) for part in ids)
         notes = [*groups_on_both_sides(train, test), *notes]
     titles = names or [list_names(classes[c] for c in order) for order in orders]
     _tested(["all"] if options.common_test else titles, test_rows, where)
@@ -127,16 +127,16 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
     names, ids, orders = _named_tasks(train, test, y, options, where)
     if test is None:
         mask, note = hold_out(train.natural_tasks, [0] * len(y[0]), train.groups, options.held_out)
-        rows, test_rows = _rows(ids[0], len(names), ~mask), _rows(ids[0], len(names), mask)
+        rows, test_rows = _select_rows(ids[0], len(names), ~mask), _select_rows(ids[0], len(names), mask)
         notes = [note.replace("of each class", "of each task")]
     else:
-        rows, test_rows = (_rows(part, len(names)) for part in ids)
+        rows, test_rows = (_select_rows(part, len(names)) for part in ids)
         notes = groups_on_both_sides(train, test)
     _tested(names, test_rows, where)
     return Division((), tuple(names), tuple(orders), rows, test_rows, y[0], y[-1], tuple(notes), train.groups)
 
 
-def _rows(ids: Rows, count: int, chosen: npt.NDArray[np.bool_] | bool = True) -> tuple[Rows, ...]:
+def _select_rows(ids: Rows, count: int, chosen: npt.NDArray[np.bool_] | bool = True) -> tuple[Rows, ...]:
     """Return the rows of each of the IDs 0..count-1, among the chosen rows."""
     return tuple(np.flatnonzero((ids == i) & chosen) for i in range(count))
 
@@ -242,7 +242,7 @@ def hold_out(tasks: Sequence[int], y: Sequence[int], groups: Sequence[str] | Non
     cells = np.unique(np.stack([tasks, y]), axis=1, return_inverse=True)[1].reshape(-1)
     mask = np.zeros(len(y), bool)
     if groups is None:
-        for cell, rows in enumerate(_rows(cells, cells.max() + 1)):
+        for cell, rows in enumerate(_select_rows(cells, cells.max() + 1)):
             mask[rows[_shuffle_rows(len(rows), "held-out", cell)[:held_out_count(len(rows), share)]]] = True
         return mask, f"test: {mask.sum()} of {len(y)} samples, held out of each class alike and for every seed"
     chosen, group_ids = choose_groups(np.array(groups), cells, share, 0, "held-out", "groups")
