@@ -27,10 +27,13 @@ waits: list[str] = []
 
 
 class Module:
-    """The functions that torch expects in `torch.simulated`."""
+    """The functions that torch expects in `torch.simulated`. It is available only in `Simulated()`: libraries that other
+    tests of the same process use must find no accelerator."""
+
+    contexts = 0  # of `Simulated`, now open
 
     def is_initialized(self): return True
-    def is_available(self): return True
+    def is_available(self): return Module.contexts > 0
     def current_device(self): return 0
     def device_count(self): return 1
     def synchronize(self, device=None): pass
@@ -137,7 +140,12 @@ class Simulated(TorchDispatchMode):
 
     def __enter__(self):
         super().__enter__()
+        Module.contexts += 1
         return DEVICE
+
+    def __exit__(self, *exception):
+        Module.contexts -= 1
+        return super().__exit__(*exception)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         flat, _ = tree_flatten((args, kwargs or {}))
