@@ -137,8 +137,8 @@ def command(context: click.Context, /, base: str, models: tuple[Path, ...], task
 
 def export(models: tuple[Path, ...], scale: float, target: Path) -> None:
     """Write a scaled adapter."""
-    from clbench.models.causal_lm import export_scaled
     from clbench.models.hf_candidates import find_candidates
+    from clbench.models.lora_scale import export_scaled
 
     candidates = find_candidates(models)
     if len(candidates) != 1:

@@ -25,9 +25,10 @@ from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_content
 from clbench.execution.score_files import ScoreFiles
-from clbench.models.causal_lm import Base, LoraScale, check_plain, load_model, load_tokenizer, longest
+from clbench.models.causal_lm import Base, load_model, load_tokenizer, longest, text_config
 from clbench.models.hf_candidates import BASE, Candidate, base_folder, find_candidates
 from clbench.models.hf_files import fingerprint, read_config
+from clbench.models.lora_scale import LoraScale, check_plain
 from clbench.models.scoring import Precision, Scorer
 from clbench.results.audit import (
     MARGINS,
@@ -172,7 +173,8 @@ class Auditor:
         resolved = [path.resolve() for path in paths]
         if duplicate := next((path for path in paths if resolved.count(path.resolve()) > 1), None):
             raise SpecError(f"{duplicate} is named twice")
-        tokenizer = ItemTokenizer(self.tokenizer, self.length, self.request.cut_responses)
+        tokenizer = ItemTokenizer(self.tokenizer, self.length, self.request.cut_responses,
+                                  text_config(self.base.folder).vocab_size)
         names = [path.name for path in paths]
         for wanted_role in ("new", "task", "general"):
             for role, path in self.request.files:

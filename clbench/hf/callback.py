@@ -83,7 +83,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         adapters = getattr(trainer.model, "peft_config", {}).values()
         virtual_count = max((int(getattr(config, "num_virtual_tokens", 0) or 0) for config in adapters), default=0)
         item_tokenizer = ItemTokenizer(tokenizer, fitting_length(length, most and most - virtual_count, "the model"),
-                                       cut_responses)
+                                       cut_responses, getattr(text_config, "vocab_size", None))
         self.files: dict[str, Tokenized] = {}
         for name, source in _name_files(files).items():
             items = read_items(find_file(source)) if isinstance(source, str | Path) else make_items(name, source)

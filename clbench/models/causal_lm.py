@@ -1,4 +1,4 @@
-"""Causal language models and PEFT adapters: load them, check that an adapter fits its base, and scale LoRA.
+"""Causal language models and PEFT adapters: load them, and check that an adapter fits its base.
 
 The base is loaded once. Adapters are added to it and removed again. If an adapter replaces weights of the base, or if
 the base then gives other logits than before, it is loaded again. No code from a model's folder is ever run.
@@ -9,27 +9,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from clbench.core.artifacts import save_tensors
-from clbench.core.errors import DataError, SpecError, StoreError, message_of, typed_message
-from clbench.models.hf_candidates import Candidate
-from clbench.models.hf_files import ADAPTER_WEIGHTS, MODEL, TOKENIZERS, fingerprint, package, read_config
-
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
-NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",
-             "trainable_token_indices": "trained token embeddings", "alora_invocation_tokens": "activated LoRA",
-             "arrow_config": "Arrow routing", "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA",
-             "kasa_config": "KaSA, which truncates weights of the base", "layer_replication": "replicated layers"}
-SCALED = (".lora_", ".base_layer.")  # parts of the names of weights in a LoRA adapter that do not replace others
+from clbench.core.errors import DataError, SpecError, message_of, typed_message
+from clbench.models.hf_candidates import Candidate, token_count
+from clbench.models.hf_files import MODEL, TOKENIZERS, fingerprint, package, read_config
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
@@ -38,7 +28,7 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     Raises:
         DataError: the tokenizer or the file cannot be read.
     """
-    with _explain_errors(folder, "its tokenizer"):
+    with explain_errors(folder, "its tokenizer"):
         tokenizer = package("transformers").AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     if template is not None:
         try:
@@ -50,7 +40,7 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
 
 def text_config(folder: Path) -> Any:
     """Return the configuration of a model, or the part for texts of a model that also takes images."""
-    with _explain_errors(folder, "its configuration"):
+    with explain_errors(folder, "its configuration"):
         config = package("transformers").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     return config.get_text_config()
 
@@ -67,9 +57,12 @@ def load_model(folder: Path, device: torch.device) -> Any:
     Raises:
         DataError: it cannot be loaded, weights are missing, or it is quantized.
     """
-    with _explain_errors(folder, "the model"):
-        model, info = package("transformers").AutoModelForCausalLM.from_pretrained(
-            str(folder), trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    with explain_errors(folder, "the model"):
+        library = package("transformers")
+        config = library.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        config.dtype = torch.float32  # otherwise constants, such as the scale of Gemma's embeddings, are rounded
+        model, info = library.AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise DataError(f"{folder}: {len(missing)} weights of the model are missing, such as {missing[0]}")
     if getattr(model, "is_quantized", False):
@@ -80,7 +73,7 @@ def load_model(folder: Path, device: torch.device) -> Any:
 
 
 @contextlib.contextmanager
-def _explain_errors(folder: Path, what: str) -> Iterator[None]:
+def explain_errors(folder: Path, what: str) -> Iterator[None]:
     """Convert exceptions of libraries inside the block into a `DataError` of one line about `what` in a folder."""
     try:
         with warnings.catch_warnings():
@@ -141,7 +134,7 @@ class Base:
         """
         base, peft = self.model, package("peft")
         self._model = None  # after an error, parts of the adapter remain in the model, so it must not be used again
-        with _explain_errors(candidate.folder, f"the adapter, for the base {self.name},"):
+        with explain_errors(candidate.folder, f"the adapter, for the base {self.name},"):
             model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
             replaces_weights = self._check_weights(peft, model, candidate)
             model = model.to(self.device).eval()
@@ -184,8 +177,15 @@ class Base:
             DataError: an adapter names another base, or the vocabularies differ.
         """
         config = read_config(candidate.folder, candidate.kind)
-        if candidate.kind == "adapter" and not any_base and (named := config.get("base_model_name_or_path")):
-            self._check_name(candidate, str(named))
+        base_config = read_config(self.folder, "model")
+        base_size = base_config.get("text_config", base_config).get("vocab_size")
+        if candidate.kind == "adapter":
+            if not any_base and (named := config.get("base_model_name_or_path")):
+                self._check_name(candidate, str(named))
+            if (size := token_count(candidate)) is not None and size != base_size:
+                raise DataError(f"{candidate.folder}: its embeddings have {size} tokens, those of the base {self.name} "
+                                f"{base_size}; merge the adapter into the model that it was trained on "
+                                "(merge_and_unload of PEFT), and name the merged model instead")
         if any((candidate.folder / name).is_file() for name in TOKENIZERS):
             other_numbers = load_tokenizer(candidate.folder).get_vocab()
             for token, number in self.tokenizer.get_vocab().items():
@@ -194,100 +194,21 @@ class Base:
                                     f"{token!r} is {other_numbers.get(token, 'missing')} instead of {number}; name the "
                                     "base that it was trained from")
         elif candidate.kind == "model":
-            sizes = [c.get("text_config", c).get("vocab_size") for c in (config, read_config(self.folder, "model"))]
-            if sizes[0] != sizes[1]:
-                raise DataError(f"{candidate.folder}: its vocabulary has {sizes[0]} tokens, that of the base "
-                                f"{self.name} {sizes[1]}; name the base that it was trained from")
+            size = config.get("text_config", config).get("vocab_size")
+            if size != base_size:
+                raise DataError(f"{candidate.folder}: its vocabulary has {size} tokens, that of the base {self.name} "
+                                f"{base_size}; name the base that it was trained from")
 
     def _check_name(self, candidate: Candidate, named: str) -> None:
-        """Check that an adapter names this base: compare the last part of the path, or the files if they are local."""
-        published = str(read_config(self.folder, "model").get("_name_or_path", ""))
-        base_names = {self.name, self.name.partition("@")[0], str(self.folder.resolve()), published}
-        if Path(named).name.lower() in {Path(name).name.lower() for name in base_names if name}:
-            return
+        """Check that an adapter names this base: compare files if it names a folder on this machine, else the names."""
         path = Path(named)
-        if (path / MODEL).is_file() and fingerprint(path) == fingerprint(self.folder):
+        if (path / MODEL).is_file():
+            is_base = path.resolve() == self.folder.resolve() or fingerprint(path) == fingerprint(self.folder)
+        else:
+            published = str(read_config(self.folder, "model").get("_name_or_path", ""))
+            base_names = {self.name, self.name.partition("@")[0], str(self.folder.resolve()), published}
+            is_base = path.name.lower() in {Path(name).name.lower() for name in base_names if name}
+        if is_base:
             return
         raise DataError(f"{candidate.folder}: the adapter was trained on {named}, and the base is {self.name}; name "
                         "that base, or pass --any-base if both are the same model")
-
-
-def check_plain(candidate: Candidate) -> None:
-    """Check that an adapter is a plain LoRA, whose update can be scaled.
-
-    Raises:
-        SpecError: it is of another kind, uses an extension of LoRA, or has weights that replace those of the base.
-    """
-    reason = "it is a whole model"
-    if candidate.kind == "adapter":
-        config = read_config(candidate.folder, "adapter")
-        reason = next((f"it has {extension}" for field, extension in NOT_PLAIN.items() if config.get(field)), "")
-        if config.get("peft_type") != "LORA":
-            reason = f"it is of the kind {config.get('peft_type')}"
-        elif config.get("bias", "none") != "none":
-            reason = "it trains biases of the base"
-        elif config.get("init_lora_weights") not in PLAIN_INITS:
-            reason = f"its initialization {config['init_lora_weights']} changes the base"
-        elif not reason and (replacing := [name for name in sorted(_weights(candidate))
-                                           if not any(part in name for part in SCALED)]):
-            reason = f"it replaces weights of the base, such as {replacing[0]}"
-    if reason:
-        raise SpecError(f"{candidate.folder} cannot be scaled, because {reason}; --scale takes plain LoRA adapters")
-
-
-def _weights_file(candidate: Candidate) -> Path:
-    """Return the file of an adapter's weights."""
-    return next(candidate.folder / name for name in ADAPTER_WEIGHTS if (candidate.folder / name).is_file())
-
-
-def _weights(candidate: Candidate) -> dict[str, Tensor]:
-    """Return the weights in the file of an adapter."""
-    path = _weights_file(candidate)
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    with _explain_errors(path, "the adapter"):
-        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return weights
-
-
-class LoraScale:
-    """Scales the update of a LoRA adapter in a model.
-
-    Args:
-        model: a model of PEFT with one adapter.
-    """
-
-    def __init__(self, model: Any) -> None:
-        """Store the original scaling of each layer."""
-        layer_class = importlib.import_module("peft.tuners.lora").LoraLayer
-        self.layers = [(layer, dict(layer.scaling)) for layer in model.modules() if isinstance(layer, layer_class)]
-
-    def set(self, scale: float) -> None:
-        """Set the update to `scale` times the update of the adapter as it was loaded."""
-        for layer, original in self.layers:
-            for name, value in original.items():
-                layer.scaling[name] = value * scale
-
-
-def export_scaled(candidate: Candidate, scale: float, target: Path) -> None:
-    """Write a copy of an adapter, for PEFT, whose update is scaled: its B matrices are multiplied by `scale`.
-
-    Raises:
-        SpecError: the adapter is not a plain LoRA.
-        DataError: the adapter's weights are not in safetensors.
-        StoreError: the folder is not empty, or cannot be written.
-    """
-    check_plain(candidate)
-    source = _weights_file(candidate)
-    if source.suffix != ".safetensors":
-        raise DataError(f"{source}: only adapters in safetensors can be exported")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise StoreError(f"{target} is not an empty folder; choose a new folder for the scaled adapter")
-    weights = {name: tensor * scale if ".lora_B." in name or ".lora_embedding_B" in name else tensor
-               for name, tensor in load_file(source).items()}
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        save_tensors(target / source.name, weights, {"format": "pt"})
-        shutil.copy(candidate.folder / "adapter_config.json", target)
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error

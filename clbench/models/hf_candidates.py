@@ -87,6 +87,16 @@ def _series(folder: Path) -> list[Path]:
     return [child for _, child in sorted(numbered)]
 
 
+def token_count(adapter: Candidate) -> int | None:
+    """Return the number of tokens of the embeddings that an adapter replaces; None if it does not replace any."""
+    path = adapter.folder / ADAPTER_WEIGHTS[0]
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="numpy") as file:
+        return next((int(file.get_slice(name).get_shape()[0]) for name in file.keys()  # noqa: SIM118
+                     if name.endswith(("embed_tokens.weight", "lm_head.weight"))), None)
+
+
 def _task_note(folder: Path) -> str:
     """Return ` (task N)` for an adapter of one task that clbench wrote. N counts from 1, and `task0` is task 1."""
     path = folder / ADAPTER_INFO

@@ -67,7 +67,15 @@ def build_untrained(kind: Literal["AutoModel", "AutoModelForCausalLM"], config: 
     model_class = library.AutoModel._model_mapping.get(type(config), None)
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
     model = getattr(library, kind).from_config(config, attn_implementation=attention)
+    rounded = [name for name, buffer in model.named_buffers() if buffer.dtype in (torch.bfloat16, torch.float16)]
     model = model.float()  # the dtype of a published configuration is often bfloat16
+    if rounded:  # constants, such as the scale of Gemma's embeddings
+        config = copy.deepcopy(config)
+        config.dtype = torch.float32
+        with torch.random.fork_rng():
+            buffers = dict(getattr(library, kind).from_config(config).named_buffers())
+        for name in rounded:
+            model.get_buffer(name).copy_(buffers[name])
     if dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -93,8 +101,8 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
                    expected: Callable[[Tensor], Tensor]) -> N | None:
     """Return the first network with the outputs of the library's model on two short texts; None if there is none.
 
-    Without values, on the meta device, return the first network that can be run. `is_divisible` must therefore know
-    the models that can be run in several blocks with other outputs.
+    Without values, on the meta device, return the first network whose parts fit together. `is_divisible` must
+    therefore know the models that can be run in several blocks with other outputs.
 
     Args:
         model: the library's model, whose modules the networks consist of.
@@ -120,10 +128,10 @@ def choose_network(model: Any, builders: Sequence[Callable[[], N]], outputs: Cal
                     values, own_values = expected(x), outputs(network, x)
                     is_equal = values.shape == own_values.shape and bool(
                         (own_values - values).abs().max() <= TOLERANCE * values.abs().max().clamp(min=1))
-            except Exception:  # layers of some decoders, such as Gemma 3, take other arguments, and may raise any error
+            except Exception as error:  # layers of some decoders, such as Gemma 3, take other arguments: any error
                 if is_last:
                     raise
-                continue
+                is_equal = x.is_meta and isinstance(error, RuntimeError)  # of experts, which cannot run without values
             if is_equal:
                 return network.train(training)
     finally:

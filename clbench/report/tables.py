@@ -16,7 +16,7 @@ from clbench.report.analysis.facts import choose_leading, facts
 from clbench.report.analysis.families import Family
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.headline import difference_column, headline
-from clbench.report.analysis.learning import build_answers, stability_gaps, unlearned
+from clbench.report.analysis.learning import build_answers, same_shares, stability_gaps, unlearned
 from clbench.report.analysis.method_records import MARKS, RECIPE, MethodRecords, done_records
 from clbench.report.analysis.names import named_tasks
 from clbench.report.analysis.paired_tests import all_pairs, compare_with_baseline, compare_with_best, winners
@@ -137,7 +137,7 @@ def _section(setting: Setting, slug: str) -> Section:
             *cautions(setting)[1], *notes.describe_added_seeds(records), *notes.describe_common_test(records),
             *stability_gaps(methods), *unlearned(methods, setting.joint),
             *(() if setting.answers(setting.final) else notes.same_results({m.label: m.done for m in methods})),
-            *_notes(methods), *notes.differences(records),
+            *same_shares(methods), *_notes(methods), *notes.differences(records),
             *notes.remarks(records), *([named.note] if named else []))),
         settings=(*notes.settings(records, seeds), *([named.settings] if named else [])),
         provenance=notes.provenance(records),

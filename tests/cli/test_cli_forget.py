@@ -331,10 +331,43 @@ def test_an_adapter_with_more_layers_than_the_base_does_not_fit(capsys, folder, 
     model.config.num_hidden_layers = 1
     save(small, model)
     assert config["num_hidden_layers"] == 2
-    code, _, err = call(capsys, folder, small, "adapter", "--tasks", "old.jsonl")
+    code, _, err = call(capsys, folder, small, "adapter", "--any-base", "--tasks", "old.jsonl")
     assert code == 2
     assert "does not fit the base" in err
     assert "layers.1" in err
+
+
+def test_a_local_base_is_compared_by_its_files(capsys, folder, tmp_path):
+    """Checkpoints of several trainings have the same folder names."""
+    adapter(save(tmp_path / "seed0" / "checkpoint-5", make_model(seed=0)), tmp_path / "adapter")
+    other = save(tmp_path / "seed1" / "checkpoint-5", make_model(seed=1))
+    code, _, err = call(capsys, tmp_path, other, "adapter", "--tasks", folder / "old.jsonl")
+    assert code == 2
+    assert "checkpoint-5, and the base is" in err
+    shutil.copytree(tmp_path / "seed0" / "checkpoint-5", tmp_path / "copy")
+    for base in ("seed0/checkpoint-5", "copy"):
+        code, _, err = call(capsys, tmp_path, base, "adapter", "--tasks", folder / "old.jsonl")
+        assert code == 0, err
+
+
+def test_an_adapter_with_tokens_that_the_base_lacks_is_refused_before_anything_is_scored(capsys, folder, tmp_path):
+    model = load(folder / "base")
+    model.resize_token_embeddings(261)
+    adapter(save(tmp_path / "wide", model, make_tokenizer(extra=("<a>", "<b>"))), tmp_path / "adapter").save_pretrained(
+        str(tmp_path / "adapter"), save_embedding_layers=True)
+    code, _, err = call(capsys, folder, "base", tmp_path / "adapter", "--any-base", "--tasks", "old.jsonl")
+    assert code == 2
+    assert "its embeddings have 261 tokens, those of the base" in err
+    assert "merge the adapter" in err
+    assert "items," not in err
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_one_line(capsys, folder, tmp_path):
+    save(tmp_path / "base", make_model(width=48, vocabulary=40))
+    code, _, err = call(capsys, tmp_path, "base", folder / "fresh", "--any-base", "--tasks", folder / "old.jsonl")
+    assert code == 2
+    assert "old.jsonl, line 1: the tokenizer made the token ID" in err
+    assert "the model has only 40 tokens" in err
 
 
 def test_adapters_of_other_kinds_are_audited_and_leave_the_base_as_it_was(capsys, folder, tmp_path):

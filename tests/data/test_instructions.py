@@ -29,6 +29,7 @@ def test_lines_arrays_and_paragraphs_are_read(tmp_path):
 
 @pytest.mark.parametrize(("line", "reason"), [
     ("{", "not valid JSON"),
+    ('{"prompt": ' + "[" * 100_000, "not valid JSON"),
     ("3", r'expected an object {"prompt": ..., "response": ...}'),
     ('{"prompt": "a"}', "the field 'response' is missing; .*found the fields 'prompt'"),
     ('{"prompt": 1, "response": "b"}', "'prompt' must be text, found 1"),
@@ -49,7 +50,7 @@ def test_an_error_names_file_line_and_reason(tmp_path, line, reason):
     path.write_text(json.dumps(PAIR) + "\n\n" + line + "\n")
     with pytest.raises(DataError, match=rf"bad\.jsonl, line 3: .*{reason}"):
         read_items(path)
-    if line != "{":
+    if line[-1] not in "{[":
         array = tmp_path / "bad.json"
         array.write_text(f"[{json.dumps(PAIR)},\n\n{line}]")
         with pytest.raises(DataError, match=rf"bad\.json, line 3: .*{reason}"):
@@ -101,6 +102,12 @@ def test_a_text_is_scored_from_its_second_token_or_after_bos():
         tokens(PlainText("here", "t"))
     with pytest.raises(DataError, match="here: the prompt is empty"):
         tokens(Prompted("here", "", "a"))
+
+
+@lm
+def test_a_response_that_ends_with_eos_gets_no_second_one():
+    assert scored_text(Prompted("x", "a", "b<|im_end|>")) == scored_text(Prompted("x", "a", "b")) == (
+        "ab<|im_end|>", "b<|im_end|>")
 
 
 @lm

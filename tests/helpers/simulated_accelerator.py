@@ -27,8 +27,10 @@ waits: list[str] = []
 
 
 class Module:
-    """The functions that torch expects in `torch.simulated`. It is available only in `Simulated()`: libraries that other
-    tests of the same process use must find no accelerator."""
+    """The functions that torch expects in `torch.simulated`.
+
+    The device is available only in `Simulated()`, so that other tests of the same process find no accelerator.
+    """
 
     contexts = 0  # of `Simulated`, now open
 

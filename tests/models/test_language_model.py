@@ -150,7 +150,8 @@ def test_models_have_the_same_blocks_without_values(tmp_path):
     scaled = transformers.GraniteForCausalLM(transformers.GraniteConfig(**small, embedding_multiplier=12.0))
     eager = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(
         **small, head_dim=8, final_logit_softcapping=None, attn_implementation="eager"))
-    models = [(make_model(), 3), (make_gemma(), 1), (scaled, 1), (eager, 1)]
+    experts = transformers.MixtralForCausalLM(transformers.MixtralConfig(**small, num_local_experts=4))
+    models = [(make_model(), 3), (make_gemma(), 1), (scaled, 1), (eager, 1), (experts, 3)]
     for number, (model, count) in enumerate(models):
         folder = save(tmp_path / str(number), model)
         assert len(language_model(f"hf:{folder}", TextModelOptions(), (64,)).blocks) == count

@@ -8,7 +8,8 @@ import torch
 from helpers.language_models import load, make_model, make_multimodal, make_tokenizer, quiet, save
 
 from clbench.models import scoring
-from clbench.models.causal_lm import Base, longest
+from clbench.models.causal_lm import Base, load_model, longest
+from clbench.models.hf_parts import build_untrained
 from clbench.models.scoring import Scorer, TokenItem, collate, split, token_scores
 
 pytestmark = pytest.mark.extra("lm")
@@ -132,6 +133,32 @@ def test_a_base_that_also_takes_images_has_the_sizes_of_its_text_configuration(t
     base = Base(folder, "base", make_tokenizer(), CPU)
     assert split(base.model, CPU) is not None
     assert longest(folder) == 64
+
+
+def test_constants_of_a_model_in_bfloat16_are_not_rounded(tmp_path):
+    """Gemma multiplies embeddings by the square root of their width, 6.3246; bfloat16 rounds it to 6.3125."""
+    transformers, _ = quiet()
+    torch.manual_seed(0)
+    config = transformers.Gemma3TextConfig(
+        vocab_size=259, hidden_size=40, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=10, max_position_embeddings=64, pad_token_id=0, initializer_range=0.3)
+    save(tmp_path, transformers.Gemma3ForCausalLM(config).to(torch.bfloat16))
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.float32).eval()
+        expected = model(input_ids=ids).logits
+        assert torch.equal(load_model(tmp_path, CPU)(input_ids=ids).logits, expected)
+        stored = transformers.AutoConfig.from_pretrained(str(tmp_path))
+        assert stored.dtype == torch.bfloat16
+        built = build_untrained("AutoModelForCausalLM", stored, None).eval()
+        built.load_state_dict(model.state_dict())
+        assert torch.equal(built(input_ids=ids).logits, expected)
+        torch.manual_seed(0)  # later random numbers are those after one initialization
+        transformers.AutoModelForCausalLM.from_config(stored)
+        once = torch.rand(1)
+        torch.manual_seed(0)
+        build_untrained("AutoModelForCausalLM", stored, None)
+        assert torch.rand(1) == once
 
 
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])

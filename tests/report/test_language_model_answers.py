@@ -138,6 +138,20 @@ def test_general_ability_of_one_seed_has_intervals_over_items():
     exact = next(row for row in tables_of(section)["exact", "facts"].table.rows if row.label == "naive").cells[-1]
     wilson = stats.binomtest(round(exact.mean * TEXTS), TEXTS).proportion_ci(method="wilson")
     assert (exact.low, exact.high) == pytest.approx((wilson.low, wilson.high))
+    ends = f"{100 * wilson.low:.2f} to {100 * wilson.high:.2f}"
+    assert exact.text == f"{100 * exact.mean:.2f} ({ends})"
+
+
+def test_exact_match_that_is_the_same_on_every_seed_has_the_interval_of_its_test_items():
+    none = [[0.0] * 3] * 4
+    records = [make_lm_record(name, seed, make_nll_matrix(0.4 + 0.01 * seed, 1.0), exact)
+               for name, exact in (("lora", None), ("naive", none)) for seed in range(3)]
+    section = build(records, ids=True).sections[0]
+    note, = (note for note in section.notes if "exact match" in note and "Every seed" in note)
+    items = sum(records[0].stream.test_samples)
+    wilson = stats.binomtest(0, items).proportion_ci(method="wilson")
+    assert f"naive 0.00 (0.00 to {100 * wilson.high:.2f})" in note
+    assert "lora" not in note
 
 
 def test_scores_of_items_that_are_not_those_of_the_record_count_as_unknown():

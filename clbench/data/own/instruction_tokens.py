@@ -57,11 +57,14 @@ class ItemTokenizer:
         tokenizer: a tokenizer of transformers.
         length: largest number of tokens of an item.
         cut_responses: whether a response that does not fit is cut; otherwise it is an error.
+        vocabulary_size: the number of tokens of the model; None if it is not known.
     """
 
-    def __init__(self, tokenizer: Any, length: int, cut_responses: bool = False) -> None:
+    def __init__(self, tokenizer: Any, length: int, cut_responses: bool = False,
+                 vocabulary_size: int | None = None) -> None:
         """Find the tokens that the tokenizer puts at the start of a text, and whether it adds a space there."""
         self.tokenizer, self.length, self.cut_responses = tokenizer, length, cut_responses
+        self.vocabulary_size = vocabulary_size
         self.start, self.special = start_tokens(tokenizer), special_tokens(tokenizer)
         before = self._to_tokens(BEFORE)
         self.adds_space = self._to_tokens(BEFORE + "a") not in (self._to_tokens("a"), before + self._to_tokens("a"))
@@ -70,7 +73,8 @@ class ItemTokenizer:
         """Return items as tokens that fit.
 
         Raises:
-            DataError: an item has nothing to score, a response does not fit, or the chat template does not render it.
+            DataError: an item has nothing to score, a response does not fit, the chat template does not render it, or
+                the model does not have one of its tokens.
         """
         token_items: list[TokenItem] = []
         prompt_cuts = response_cuts = text_cuts = unscored_turns = 0
@@ -79,6 +83,9 @@ class ItemTokenizer:
             unscored_turns += unscored
             if not scored:
                 raise DataError(f"{item.place}: no token can be scored, because nothing comes before the first one")
+            if self.vocabulary_size is not None and max(ids) >= self.vocabulary_size:
+                raise DataError(f"{item.place}: the tokenizer made the token ID {max(ids)}, and the model has only "
+                                f"{self.vocabulary_size} tokens; use the tokenizer that the model was trained with")
             if len(ids) > self.length and isinstance(item, PlainText):
                 text_cuts += 1
                 ids, scored = ids[:self.length], [i for i in scored if i < self.length]
@@ -95,7 +102,8 @@ class ItemTokenizer:
             if not prompt:
                 raise DataError(f"{item.place}: the prompt is empty, and this tokenizer puts no token at the start, so "
                                 "the first token of the response has nothing before it")
-            ids = [*prompt, *self._response(item), self._end(item)]
+            response, end = self._response(item), self._end(item)
+            ids = [*prompt, *response, *([end] if response[-1:] != [end] else [])]
             return ids, list(range(len(prompt), len(ids))), 0
         if isinstance(item, PlainText):
             ids = [*self.start, *self._to_tokens(item.text)]

@@ -153,7 +153,7 @@ def _from_lines(path: Path, text: str, task_field: str | None) -> Iterator[Item]
             place = f"{path}, line {number}"
             try:
                 value = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{place}: it is not valid JSON ({_reason(error)})") from None
             yield _item(place, value, task_field)
 
@@ -163,7 +163,7 @@ def _from_array(path: Path, text: str, task_field: str | None) -> Iterator[Item]
     decoder, position = json.JSONDecoder(), _skip(text, 0)
     try:
         elements = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line_text = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{path}{line_text}: it is not valid JSON ({_reason(error)})") from None
     if not isinstance(elements, list):
@@ -259,6 +259,6 @@ def _format_value(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _reason(error: ValueError) -> str:
+def _reason(error: Exception) -> str:
     """Return why JSON cannot be decoded, without the position in the file."""
     return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)

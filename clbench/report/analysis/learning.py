@@ -6,15 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 
+from clbench.core.objective import objective_of
 from clbench.core.pretrained import STARTS_UNTRAINED
 from clbench.core.registry import installed
 from clbench.experiment.trial import has_slow_heads
-from clbench.report.analysis.method_records import UNDERFIT_LOSS, MethodRecords, underfit_share
-from clbench.report.formatting import clean, describe_difference, join_names
+from clbench.report.analysis.method_records import (
+    UNDERFIT_LOSS,
+    MethodRecords,
+    same_on_every_seed,
+    test_set_interval,
+    underfit_share,
+)
+from clbench.report.formatting import clean, describe_difference, join_names, number, unit_of
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.curve import gaps
-from clbench.results.metrics import learning_accuracy
-from clbench.results.records import Record, metric_of, metrics_of
+from clbench.results.metrics import acc, learning_accuracy
+from clbench.results.records import Record, metric_of, metrics_of, select_metric
 
 ANSWERS = "Answers to a test prompt of each task"
 ANSWER_COLUMNS = ("task", "prompt", "response in the data", "answer after the task", "answer after the last task")
@@ -46,6 +53,22 @@ def _gap(method: MethodRecords) -> str:
     recovery = describe_difference(fmean(gap.recovery for gap in method_gaps), metric, with_unit=False)
     return (f"{falls}, {rise} again by {recovery} and recovers after {fmean(recovery_lengths):.0f} steps "
             f"({len(recovery_lengths)} of {len(method_gaps)} gaps recover)")
+
+
+def same_shares(methods: Sequence[MethodRecords]) -> Iterable[str]:
+    """Yield a line on each further share, such as exact match, that is the same on every seed of a method."""
+    records = list(chain.from_iterable(method.done for method in methods))
+    metrics = objective_of(metrics_of(records)[0]).metrics if records else ()
+    for metric in (metric for metric in metrics if metric.is_share and all(metric.name in r.scores for r in records)):
+        texts, unit = [], unit_of(metric)
+        for method in methods:
+            chosen = select_metric(method.done, metric.name)
+            if same_on_every_seed(chosen) and (interval := test_set_interval(chosen)):
+                ends = " to ".join(number(end, unit) for end in interval)
+                texts.append(f"{method.label} {number(acc(chosen[0].R), unit)} ({ends})")
+        if texts:
+            yield (f"Every seed gave the same {metric.label}: {join_names(texts)}. ± 0.00 does not mean precision; in "
+                   "parentheses is the 95% interval (Wilson) that the number of test items allows")
 
 
 FALL, SHARE = 0.03, 0.02  # smallest fall of the loss over the last two tenths: in nats, and as a share of it
