@@ -180,7 +180,7 @@ class Auditor:
             for role, path in self.request.files:
                 if role == wanted_role:
                     name, content = path.name if names.count(path.name) == 1 else str(path), read_content(path)
-                    yield ReadFile(name, role, path, content.sha256, tokenizer.tokenize(content.items))
+                    yield ReadFile(name, role, path, content.sha256, tokenizer.tokenize(content.items).without_copies())
 
     def run(self) -> Audit:
         """Score the base, or what the models are compared with instead, and all models; return the comparison."""

@@ -113,10 +113,7 @@ class SavedModel(nn.Module):
             SpecError: the scenario gives the task and `task` is None, there is no such task, or this is a language
                 model.
         """
-        if self.is_language_model:
-            raise SpecError(f"{self.record.name} is a language model, which answers token by token: write it by "
-                            "clbench export, and load the folder with transformers" if self.network is not None else
-                            self.not_exportable)
+        self._require_predictions()
         if self.task_given and task is None:
             raise SpecError(f"{self.record.name} was trained in scenario task, which gives the task: say task=0 to "
                             f"task={len(self.offered) - 1}")
@@ -126,6 +123,13 @@ class SavedModel(nn.Module):
         prediction = self.strategy.predict(inputs, single if self.task_given else None)
         offered = self.offered[0 if task is None else task]
         return Prediction(prediction.logits.masked_fill(~offered, float("-inf")), prediction.task)
+
+    def _require_predictions(self) -> None:
+        """Raise a `SpecError` if this is a language model."""
+        if self.is_language_model:
+            raise SpecError(f"{self.record.name} is a language model, which answers token by token: write it by "
+                            "clbench export, and load the folder with transformers" if self.network is not None else
+                            self.not_exportable)
 
     @torch.no_grad()
     def predict(self, images: Any, task: int | None = None, batch: int | None = None) -> Answers:
@@ -141,8 +145,9 @@ class SavedModel(nn.Module):
 
         Raises:
             DataError: the samples are no numbers, have another shape or range, or are photos that cannot be read.
-            SpecError: see `task`.
+            SpecError: see `task`, or this is a language model.
         """
+        self._require_predictions()
         dtype: torch.dtype = getattr(torch, self.outline.sample_dtype)
         raw = raw_samples(images, self.record, self.sample_shape, dtype, self.registry)
         recipe, device, parts = self.record.trial.trained_by, self.offered.device, []

@@ -102,6 +102,7 @@ class Scorer:
         self.model, self.device, self.precision = model, device, precision
         model.eval()
         self.parts = split(model, device)
+        self.switch = rope_switch(cast(Any, model).config.get_text_config())
 
     @torch.no_grad()
     def score(self, items: Sequence[TokenItem], batch_size: int) -> ItemScores:
@@ -111,6 +112,9 @@ class Scorer:
         start = 0
         while start < len(order):
             chosen = order[start:start + self._fitting(batch_size, len(items[order[start]].ids))]
+            if self.switch is not None:
+                chosen_long = len(items[chosen[0]].ids) > self.switch
+                chosen = [i for i in chosen if (len(items[i].ids) > self.switch) == chosen_long]
             start += len(chosen)
             batch = collate([items[i] for i in chosen]).to(self.device)
             losses, matches = self._batch(batch)
@@ -141,6 +145,18 @@ class Scorer:
                 offset = logits.shape[1] - batch.ids.shape[1]  # number of virtual tokens before the first token
                 losses, correct = token_scores(logits[rows, batch.at[rows, columns] + offset], targets, nn.Identity())
         return item_scores(rows, is_target.sum(1), losses, correct)
+
+
+def rope_switch(config: Any) -> int | None:
+    """Return the length above which a model with LongRoPE uses other position embeddings; None for other models.
+
+    In transformers, the longest item of a batch decides for the whole batch.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    return (rope.get("original_max_position_embeddings")
+            or cast("int | None", getattr(config, "original_max_position_embeddings", None)))
 
 
 def item_scores(rows: Tensor, counts: Tensor, losses: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,6 +150,22 @@ def test_margins_are_those_asked_for_and_at_least_three_floors(capsys, folder):
     assert "lost" not in verdicts(out).values()
 
 
+def test_copies_of_an_item_are_no_further_evidence(capsys, folder, tmp_path):
+    write_lines(tmp_path / "once.jsonl", OLD)
+    write_lines(tmp_path / "copies.jsonl", [row for row in OLD for _ in range(20)])
+    found = []
+    for name in ("once.jsonl", "copies.jsonl"):
+        code, out, _ = call(capsys, folder, "base", "adapter", "--tasks", tmp_path / name, "--json")
+        assert code == 0
+        audited = json.loads(out)
+        cells = [{**cell, "file": ""} for cell in audited["cells"]]
+        found.append(cells)
+        assert {cell["items"] for cell in cells} == {len(OLD)}
+    assert found[0] == found[1]
+    code, out, _ = call(capsys, folder, "base", "adapter", "--tasks", tmp_path / "copies.jsonl")
+    assert f"{19 * len(OLD)} copies of items are left out" in out
+
+
 def test_losses_on_the_new_task_do_not_count_in_the_dial(capsys, folder):
     for new, other, within in (("new", "old", [True, False]), ("old", "new", [True, True])):
         _, out, _ = call(capsys, folder, "base", "adapter", "--new", f"{new}.jsonl", "--tasks", f"{other}.jsonl",

@@ -98,6 +98,23 @@ def test_exact_match_is_what_greedy_generation_gives():
     assert min(checked.values()) >= 5
 
 
+def test_items_on_both_sides_of_the_switch_of_longrope_are_scored_apart():
+    """transformers chooses the position embeddings of a whole batch by its longest item."""
+    transformers, _ = quiet()
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+            "long_factor": [4.0, 6.0, 8.0, 8.0], "original_max_position_embeddings": 16, "partial_rotary_factor": 1.0}
+    options = {"rope_parameters": rope} if transformers.__version__[0] > "4" else {"rope_scaling": {
+        "type": "longrope", "short_factor": rope["short_factor"], "long_factor": rope["long_factor"]}}
+    model = transformers.Phi3ForCausalLM(transformers.Phi3Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, original_max_position_embeddings=16, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, initializer_range=0.15, **options)).eval()
+    items = [TokenItem(tuple(range(1, length + 1)), (length - 1,)) for length in (4, 9, 16, 17, 30, 12)]
+    single = [their_loss(model, [item]) for item in items]
+    assert Scorer(model, CPU).score(items, len(items)).nll == pytest.approx(single, abs=1e-4)
+
+
 def test_pieces_of_logits_change_nothing(monkeypatch):
     hidden, targets = torch.randn(23, 8), torch.randint(0, 50, (23,))
     head = torch.nn.Linear(8, 50)

@@ -165,6 +165,8 @@ def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
     assert kept.evaluate(folder) == pytest.approx(record.R[-1], abs=1e-6)
     with pytest.raises(SpecError, match="is a language model, which answers token by token"):
         kept(x, task=0)
+    with pytest.raises(SpecError, match="is a language model, which answers token by token"):
+        kept.predict(["text"], task=0)
     (tmp_path / "run" / "artifacts" / record.key / "state.safetensors").unlink()  # a new run with it would not help
     with pytest.raises(SpecError, match="is a language model, which cannot continue training"):
         continue_trial(tmp_path / "run", None, Resolved(name="x"), ExecutionSettings(), "cpu")

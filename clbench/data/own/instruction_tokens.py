@@ -34,13 +34,21 @@ class Tokenized:
     cut_responses: int = 0
     cut_texts: int = 0
     unscored_turns: int = 0
+    copies: int = 0
+
+    def without_copies(self) -> Tokenized:
+        """Return each item once; copies of an item are no further evidence."""
+        items = tuple(dict.fromkeys(self.items))
+        return replace(self, items=items, copies=len(self.items) - len(items))
 
     def notes(self, length: int | None = None) -> tuple[str, ...]:
-        """Describe what was cut (with `length`, to how many tokens), and what is not scored."""
+        """Describe what was cut (with `length`, to how many tokens) or left out, and what is not scored."""
         cut = "cut" if length is None else f"cut to {length} tokens"
         counts = {"prompt": self.cut_prompts, "response": self.cut_responses, "text": self.cut_texts}
         cuts = [f"{count} {kind}{'s were' if count > 1 else ' was'} {cut}" for kind, count in counts.items() if count]
         turns = f"{self.unscored_turns} turn{'s' * (self.unscored_turns > 1)} of the assistant"
+        if self.copies:
+            cuts.append(f"{self.copies} {'copies of items are' if self.copies > 1 else 'copy of an item is'} left out")
         return (*cuts, *([f"{turns} {'are' if self.unscored_turns > 1 else 'is'} not scored, because the chat template "
                           "writes a turn differently once another message follows"] if self.unscored_turns else []))
 
