@@ -101,7 +101,8 @@ def to_plain_values(choice: Choice) -> dict[str, Any]:
 
 def _verdict(rival: Rival) -> str:
     """Return the verdict on a rival that is not significantly worse."""
-    return "not tested" if rival.untested else "inconclusive" if rival.inconclusive else "no significant difference"
+    return ("equal on every seed" if rival.equal else "not tested" if rival.untested else
+            "inconclusive" if rival.inconclusive else "no significant difference")
 
 
 def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Iterator[str]:
@@ -131,7 +132,7 @@ def lines(choice: Choice, names: Mapping[str, str], evidence: str = "") -> Itera
         for mark in choice.caution:
             yield f"  caution: {names[choice.best]} {mark}. {MARKS[mark]}"
         for rival in choice.open[:SHOWN]:
-            reason = (rival.untested if rival.untested
+            reason = ("" if rival.equal else rival.untested if rival.untested
                       else f"{rival.limited:,} test samples are too few, and more seeds will not help" if rival.limited
                       else f"about {rival.needed} seeds would be needed" if rival.needed
                       else f"more than {choice.most_seeds} seeds would be needed"

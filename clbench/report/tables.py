@@ -134,8 +134,8 @@ def _section(setting: Setting, slug: str) -> Section:
         seeds=seeds,
         problems=tuple(_problems(methods)),
         notes=tuple(note if note.endswith((".", "?", "!")) else f"{note}." for note in (
-            *cautions(setting)[1], *notes.describe_added_seeds(records), *notes.describe_common_test(records),
-            *stability_gaps(methods), *unlearned(methods, setting.joint),
+            *cautions(setting)[1], *notes.describe_added_seeds(records, setting.left_out),
+            *notes.describe_common_test(records), *stability_gaps(methods), *unlearned(methods, setting.joint),
             *(() if setting.answers(setting.final) else notes.same_results({m.label: m.done for m in methods})),
             *same_shares(methods), *_notes(methods), *notes.differences(records),
             *notes.remarks(records), *([named.note] if named else []))),

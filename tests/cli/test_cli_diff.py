@@ -1,9 +1,14 @@
+import numpy as np
 import pytest
 from helpers.records import VERSIONS, folder, make_matrix, make_number_record, make_record
 
 from clbench import cli
 from clbench.experiment.spec import Recipe
+from clbench.report.analysis.grouping import group_by_setting
+from clbench.report.analysis.run_diff import pairs, tables
 from clbench.results import diff as changes
+from clbench.results.items import ItemResults, cross
+from clbench.results.records import item_scores
 
 
 @pytest.fixture
@@ -98,6 +103,23 @@ def test_a_folder_of_run_folders_lists_whole_commands(diff, tmp_path, capsys):
 def test_a_folder_without_records_is_an_error(tmp_path, capsys):
     assert cli.call(["diff", str(tmp_path), str(tmp_path)]) == 2
     assert "no records in" in capsys.readouterr().err
+
+
+def test_final_means_have_the_intervals_of_reports_over_seeds_and_samples(tmp_path):
+    before, after = ([r.model_copy(update={"items": ItemResults.of([np.arange(200)], right, "images")})
+                      for r in (make_record("lora", seed, make_matrix(2, shift + 0.001 * seed)) for seed in range(3))]
+                     for shift, right in ((0.0, np.arange(200) % 4 > 0), (0.02, np.arange(200) % 5 > 0)))
+    table, = tables(pairs(before, after))
+    for title, side in (("ACC in A", before), ("ACC in B", after)):
+        setting, = group_by_setting(side)
+        expected = setting.interval(setting.final, "lora")
+        cell, = table.cells(title)
+        assert (cell.mean, cell.half_width) == pytest.approx((expected.mean, expected.half_width))
+        assert cell.half_width > 0.02
+    change, = table.cells("change of ACC")
+    scores = [item_scores(b) - item_scores(a) for a, b in zip(before, after, strict=True)]
+    expected = cross([0.02] * 3, scores).interval
+    assert (change.mean, change.half_width) == pytest.approx((expected.mean, expected.half_width))
 
 
 def test_float_noise_is_not_called_zero():

@@ -11,8 +11,9 @@ from helpers.records import folder, make_record
 from clbench import cli
 from clbench.cli.choose import lines
 from clbench.core.errors import SpecError
+from clbench.experiment.search import Searched
 from clbench.report import build
-from clbench.report.analysis.choosing import choose, limit
+from clbench.report.analysis.choosing import choose, find_choosable, limit
 from clbench.report.analysis.grouping import group_by_setting
 from clbench.report.formats import html
 from clbench.report.formats.choosable import INCONCLUSIVE, LegendEntry, choose_legend, pack_choice
@@ -190,3 +191,56 @@ def test_each_limit_reads_its_own_cost(name, allowed):
     setting, = group_by_setting(made)
     found = choose(setting, [limit(setting, name, "60")])
     assert {found.best, *(rival.method for rival in found.rivals)} == allowed
+
+
+def with_means(**accuracies):
+    """Return records by method and seed whose final accuracies are given; None leaves the seed out."""
+    return [make_record(method, seed, [[0.5] * 2, [value, 0.5], [value, value]], test_samples=50_000)
+            for method, values in accuracies.items() for seed, value in enumerate(values) if value is not None]
+
+
+def test_methods_without_all_seeds_count_in_the_correction():
+    """`clbench compare` and the report correct over all pairs of methods, so the choice does, too."""
+    noise = [0.0, 0.012, -0.011, 0.016, -0.014]
+    found = with_means(er=[0.60 + e for e in noise], ewc=[0.58] * 5,
+                       lora=[0.40 + 3 * e for e in noise], lwf=[0.35, 0.36, None, 0.33, 0.37])
+    setting, = group_by_setting(found)
+    tests = setting.tests(setting.final, setting.compared(setting.final))
+    pair = next(pair for pair in tests.pairs if {pair.first, pair.second} == {"er", "ewc"})
+    assert pair.p < 0.05 < pair.corrected and len(tests.pairs) == 6
+    choice = choose(setting, [])
+    assert choice.best == "er" and not next(rival for rival in choice.rivals if rival.method == "ewc").shown
+    comparisons = find_choosable(setting)
+    assert [candidate.label for candidate in comparisons.candidates] == ["er", "ewc", "lora"]
+    assert not comparisons.comparisons[0][0].shown and comparisons.comparisons[0][1].shown
+
+
+def test_methods_that_are_equal_on_every_seed_are_called_so():
+    values = [0.8, 0.7, 0.75]
+    choice = choose(group_by_setting(with_means(er=values, ewc=[v + 1e-17 for v in values]))[0], [])
+    assert choice.rivals[0].equal
+    printed = "\n".join(lines(choice, {"er": "ER", "ewc": "EWC"}))
+    assert "equal on every seed: EWC 75.00" in printed and "would be needed" not in printed
+
+
+def test_methods_that_saw_other_data_are_not_tested(tmp_path, capsys):
+    found = with_means(er=[0.9, 0.91, 0.92], ewc=[0.5, 0.51, 0.53])
+    found += [r.model_copy(update={"stream": r.stream.model_copy(update={"fingerprint": "beef"})})
+              for r in with_means(lwf=[0.2, 0.21, 0.23])]
+    setting, = group_by_setting(found)
+    rivals = {rival.method: rival for rival in choose(setting, []).rivals}
+    assert rivals["ewc"].shown and not rivals["lwf"].shown
+    assert rivals["lwf"].untested == "they did not see the same data"
+    answer = build(found, ids=True).sections[0].headline[0][1]
+    assert "It is not tested against lwf because they did not see the same data." in answer
+    folder(tmp_path, *found)
+    assert cli.call(["compare", str(tmp_path), "--metric", "ACC"]) == 0
+    assert "not tested: they did not see the same data" in " ".join(capsys.readouterr().out.split())
+
+
+def test_seeds_that_chose_hyperparameters_are_a_caution():
+    found = [r.model_copy(update={"searched": Searched(candidates=4, validation=0.1, seeds=(1, 1000))})
+             for r in with_means(er=[0.9, 0.91, 0.92])]
+    section = build([*found, *with_means(ewc=[0.5, 0.51, 0.53])], ids=True).sections[0]
+    assert any("Seed 1 also chose hyperparameters, so the results with this seed may be too good." in text
+               for _, text in section.headline)

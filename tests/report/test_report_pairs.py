@@ -267,6 +267,10 @@ def test_there_are_no_ranks_where_they_would_mean_nothing():
     once = [make_record(m, s, make_matrix(3, 0.01 * k), scenario=scenario) for scenario in ("task", "class", "domain")
             for k, m in enumerate(shifts) for s in (0, 1)]
     assert build(once).rankings == ()  # one benchmark, three times
+    variants = [make_record(m, s, make_matrix(tasks, 0.01 * k)) for tasks in (2, 3, 4)
+                for k, m in enumerate(shifts) for s in (0, 1)]
+    assert len(build(variants).sections) == 3
+    assert build(variants).rankings == ()  # one benchmark with three values of an option
 
 
 def test_methods_without_a_full_result_everywhere_are_named_and_not_ranked():

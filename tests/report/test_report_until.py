@@ -3,6 +3,7 @@
 import json as stdlib_json
 from csv import DictReader
 from io import StringIO
+from statistics import fmean
 
 import pytest
 from helpers.records import make_record
@@ -56,6 +57,32 @@ def test_methods_have_seeds_of_their_own_and_are_whole(records):
                    for _, text in section.headline)
     assert section.notes[0].startswith("Seeds were added until this was decided: ")
     assert "Each method has 3 to at most 8 seeds (--until decided)" in section.notes[0]
+
+
+def test_seeds_beyond_those_that_the_rule_allows_do_not_count():
+    """A later run with a fixed number of seeds may have added them to the folder."""
+    ewc = [0.301 + e for e in NOISE[1:9]]
+    found = [*made(naive=[0.30 + e for e in NOISE[:8]], ewc=ewc), *made(None, ewc=[*ewc, 0.9, 0.9])[8:]]
+    setting, = group_by_setting(found)
+    assert setting.left_out == 2 and len(setting.records) == 16 and setting.seeds == tuple(range(8))
+    assert setting.interval(ACC, "ewc").mean == pytest.approx(fmean(ewc))
+    section = report.build(found, ids=True).sections[0]
+    assert section.facts.accuracy["ewc"] == pytest.approx(fmean(ewc))
+    assert any(note.startswith("2 records are left out, because the rule allows at most 8 seeds") for note in
+               section.notes)
+
+
+def test_a_method_that_a_worse_method_exceeds_is_worse():
+    """A is better than B, and B than C, but A and C share too few seeds for a test of their own."""
+    noise = [0.004, -0.006, 0.001, 0.007, -0.003, -0.002, 0.005, -0.006]
+    found = made(er=[0.85, 0.72, 0.88, *[0.80 + e for e in noise[3:]]], ewc=[0.50 + e for e in noise],
+                 lwf=[0.30 + e / 2 for e in noise[:3]])
+    setting, = group_by_setting(found)
+    tests = setting.tests(setting.final, setting.compared(setting.final))
+    assert {(pair.first, pair.second) for pair in tests.pairs if not pair.significant} == {("er", "lwf")}
+    choice = choose(setting, [])
+    assert choice.best == "er" and all(rival.shown for rival in choice.rivals)
+    assert all(pair.shown for row in find_choosable(setting).comparisons for pair in row)
 
 
 def test_the_choice_says_the_seeds_of_the_chosen_method(records):

@@ -35,7 +35,7 @@ def next_step(setting: Setting, facts: Facts) -> str:
     naive = _fine_tuning()
     if setting.baseline is None and not setting.until and naive and naive not in {m.strategy for m in setting.methods}:
         return f"add the fine-tuning baseline: {shlex.join(_with(command, {'--methods': naive, '--set': None}))}"
-    untuned = setting.untuned
+    untuned = _untuned(setting)
     if untuned and (file := _file(command)):
         names = ",".join(dict.fromkeys(m.strategy for m in untuned))
         is_all_untuned = all(not m.searched for m in setting.methods)
@@ -176,6 +176,13 @@ def _with(command: Sequence[str], settings: Mapping[str, str | None]) -> list[st
 SHOWN, NAMES = 5, 3  # the most sentences, and the most names in a sentence
 
 
+def _untuned(setting: Setting) -> list[MethodRecords]:
+    """Return the untuned methods with results, without references and variants of tuned methods."""
+    methods = [m for m in setting.methods if m.done and not m.reference]
+    tuned_strategies = {m.strategy for m in methods if m.searched}
+    return [m for m in methods if not m.searched and m.strategy not in tuned_strategies]
+
+
 def cautions(setting: Setting) -> tuple[list[str], list[str]]:
     """Return the cautions in the first lines of a section and those that its notes begin with.
 
@@ -197,6 +204,10 @@ def _every(setting: Setting) -> Iterator[str]:
                       if any(r.until for r in setting.records) else "the tests do not account for that")
         yield (f"{list_seeds(added_seeds).capitalize()} {'was' if len(added_seeds) == 1 else 'were'} added after an "
                f"interim analysis; {assumption}.")
+    if reused := sorted({r.trial.seed for m in methods for r in m.done
+                         if r.searched and r.trial.seed in r.searched.seeds}):
+        yield (f"{list_seeds(reused).capitalize()} also chose hyperparameters, so the results with "
+               f"{'this seed' if len(reused) == 1 else 'these seeds'} may be too good.")
     if partial := [m.label for m in setting.methods if not m.complete]:
         yield f"Not every seed gave a result: {join_names(partial, NAMES)}."
     for mark, words in ((CHANCE, "Not better than chance"), (UNDERFIT, "Underfit (the training loss stayed high)")):
@@ -208,7 +219,7 @@ def _every(setting: Setting) -> Iterator[str]:
     if slow := [m.label for m in methods if trains_heads_slowly(m)]:
         yield ("One learning rate for pretrained backbone and new heads, which is probably too low for the heads (tune "
                f"--head-lr, too): {join_names(slow, NAMES)}.")
-    if untuned := [m.label for m in setting.untuned]:
+    if untuned := [m.label for m in _untuned(setting)]:
         tuned = sum(bool(m.searched) for m in candidates)
         kind = "other" if tuned + len(untuned) == len(candidates) else "tuned"  # variants of tuned methods are neither
         other_methods = f"the {kind} method" if tuned == 1 else f"the {kind} {tuned} methods"

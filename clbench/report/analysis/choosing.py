@@ -37,15 +37,16 @@ def find_choosable(setting: Setting, everything: Family | None = None) -> Choosa
         return None
     intervals = {label: setting.interval(setting.final, label) for label in finals}
     amounts = {kind.name: values_of(setting, kind) for kind in KINDS}
-    known_tests = everything if _compares(everything, [*finals]) else None
-    tests = known_tests or setting.tests(setting.final, finals)
+    tests = everything or setting.tests(setting.final, setting.compared(setting.final))
     # Of equal methods, the first leads, as in `leader`. If a rule added seeds, significantly worse methods come last.
     order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(intervals[label].mean)))
     pairs = {}
     for pair in tests.pairs:
+        if not {pair.first, pair.second} <= finals.keys():
+            continue
         ahead = min(pair.first, pair.second, key=order.index)
         behind = pair.swapped if pair.first == ahead else pair
-        rival = rival_of(behind, finals, setting)
+        rival = rival_of(behind, finals, setting, tests)
         pairs[ahead, behind.first] = CandidateComparison(
             rival.difference, rival.half_width, rival.shown, rival.needed, rival.untested, rival.inconclusive)
     return Choosable(
@@ -55,11 +56,6 @@ def find_choosable(setting: Setting, everything: Family | None = None) -> Choosa
                         setting.cautions.get(label, "")) for label in order),
         tuple(tuple(pairs[a, b] for b in order[i + 1:]) for i, a in enumerate(order)),
         tuple(m.label for m in setting.methods if not m.reference and m.label not in finals), setting.metric)
-
-
-def _compares(tests: Family | None, labels: Sequence[str]) -> bool:
-    """Return whether the tests compare exactly these methods."""
-    return tests is not None and {*labels} == {p.first for p in tests.pairs} | {p.second for p in tests.pairs}
 
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -103,12 +99,13 @@ class Rival:
     accuracy: float  # or the final mean of another metric
     difference: float
     half_width: float | None  # of the uncorrected 95% interval
-    shown: bool  # whether the rival is significantly worse, corrected for all pairs of the setting
+    shown: bool  # whether the rival is significantly worse, corrected for all pairs of the setting (`Family.beaten_by`)
     needed: int | None  # if not: about how many seeds would make the difference significant
     caution: str = ""  # marks of a method that is underfit or at chance
     untested: str = ""  # why there is no test
     limited: int | None = None  # number of test samples, if they are too few for more seeds to help
     inconclusive: bool = False  # whether there are too few seeds for a test
+    equal: bool = False  # whether the methods are equal on every seed
 
 
 @dataclass(frozen=True)
@@ -202,14 +199,14 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
         if reasons:
             refused[label] = ", ".join(reasons)
     allowed = [label for label in finals if label not in refused]
-    tests = setting.tests(setting.final, finals)
+    tests = setting.tests(setting.final, setting.compared(setting.final))
     best = leader(setting.final.column, {label: finals[label] for label in allowed}, tests) if allowed else None
     if best is None:
         return Choice(setting.title, setting.records[0].trial.scenario, len(setting.seeds), tuple(limits), None, None,
                       None, {}, (), tuple(_prices(limits, amounts, finals, None, setting, tests)), refused,
                       setting.metric)
     pairs = {pair.first: pair for pair in tests.against(best)}
-    rivals = sorted((rival_of(pairs[label], finals, setting) for label in allowed if label != best),
+    rivals = sorted((rival_of(pairs[label], finals, setting, tests) for label in allowed if label != best),
                     key=lambda rival: setting.metric.rank(rival.accuracy))
     interval = setting.interval(setting.final, best)
     return Choice(setting.title, setting.records[0].trial.scenario, len(finals[best]), tuple(limits), best,
@@ -218,16 +215,15 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
                   setting.cautions.get(best, ""), setting.until.most if setting.until else MOST_SEEDS)
 
 
-def rival_of(pair: PairedTest, finals: Mapping[str, Mapping[int, float]], setting: Setting) -> Rival:
-    """Compare a method, the first of the pair, to the chosen one, the second of the pair."""
-    lead = _lead(pair.swapped, setting)
-    interval = lead.interval
-    is_worse = lead.significant and interval.mean > 0
+def rival_of(pair: PairedTest, finals: Mapping[str, Mapping[int, float]], setting: Setting, tests: Family) -> Rival:
+    """Compare a method, the first of the pair, to the chosen one, the second. `tests` are those of all pairs."""
+    interval = _lead(pair.swapped, setting).interval
+    is_worse = pair.first in tests.beaten_by(pair.second)
     is_open = not (is_worse or pair.equal or pair.untested)
     limited = limiting_test_samples(setting, pair) if is_open else None
     return Rival(pair.first, fmean(finals[pair.first].values()), interval.mean, interval.half_width, is_worse,
                  pair.needed if is_open and not limited else None, setting.cautions.get(pair.first, ""),
-                 pair.untested, limited, is_open and not pair.decidable)
+                 pair.untested, limited, is_open and not pair.decidable, pair.equal)
 
 
 def _lead(pair: PairedTest, setting: Setting) -> PairedTest:

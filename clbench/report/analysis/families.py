@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
@@ -13,6 +13,7 @@ from clbench.report.model import Column
 from clbench.results import sequential
 from clbench.results.items import Crossed, cross
 from clbench.results.paired import Test, deciding_test, near_limit, p_values, seeds_to_show
+from clbench.results.records import Record, item_ids
 from clbench.results.stats import ALPHA, ROUNDING, Interval, holm
 
 if TYPE_CHECKING:
@@ -23,7 +24,26 @@ if TYPE_CHECKING:
 Values = Mapping[str, Mapping[int, float]]  # values of a measure by method and seed
 Answers = Mapping[str, Mapping[int, "npt.NDArray[np.float32]"]]  # by method and seed: [N], score of each test sample
 UNLIMITED = 10**9  # a number of seeds that leaves only the variance due to the test samples
-SAME, NEAR = "every seed gave the same result", "near 100%"  # reasons why a pair is not tested
+# Reasons why a pair is not tested
+SAME, NEAR, OTHER_DATA = "every seed gave the same result", "near 100%", "they did not see the same data"
+
+
+def mixes_data(records: Iterable[Record]) -> bool:
+    """Return whether the data of a benchmark changed between seeds.
+
+    A benchmark gives either all seeds the same data or each seed its own. With options such as `class_order=seed`, two
+    of its own may be equal, so nothing can be said.
+    """
+    by_seed = {r.trial.seed: r.stream.data for r in records
+               if r.stream and r.stream.data and "seed" not in r.trial.benchmark.options.values()}
+    return 1 < len(set(by_seed.values())) < len(by_seed)
+
+
+def have_same_items(records: Sequence[Record]) -> bool:
+    """Return whether records have the results of single test items, the same items of the same data for each seed."""
+    ids = {item_ids(record) for record in records}
+    return (bool(records) and None not in ids and len(ids) == 1 and not mixes_data(records)
+            and all(r.stream is None or r.stream.tested > 1 for r in records))
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class PairedTest:
     family: int  # number of tests in the family
     until: UntilDecided | None = None  # the rule that added seeds, if any; p and the interval account for it
     strongest: int | None = None  # if a rule added seeds: number of seeds at the most significant interim analysis
-    untested: str = ""  # why there is no test although there are several seeds: `SAME` or `NEAR`
+    untested: str = ""  # why there is no test although there are several seeds: `SAME`, `NEAR` or `OTHER_DATA`
     crossed: Crossed | None = None  # over seeds and test samples, if all seeds share the samples and answers are known
 
     @property
@@ -137,7 +157,8 @@ class Family:
 
 
 def family(column: Column, values: Values, baseline: str | None = None, of: int | None = None,
-           until: UntilDecided | None = None, answers: Answers | None = None) -> Family:
+           until: UntilDecided | None = None, answers: Answers | None = None,
+           streams: Mapping[str, Mapping[int, str]] | None = None) -> Family:
     """Return the tests of all pairs of methods, or of each method with a baseline, on the seeds they share.
 
     Args:
@@ -147,10 +168,11 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
         of: size of a larger family that these tests belong to. The size determines the test.
         until: the rule that added seeds, if any. Tests are then sequential, in the order of the seeds.
         answers: scores of the test samples that all seeds share, if known. Tests are then over seeds and samples.
+        streams: the hash of the data that a method saw, by method and seed; empty if it is not known.
 
-    Two kinds of pairs are not tested, but they count in the size of the family. One kind is two methods that each gave
-    the same value on every seed: without answers, these seeds only repeat one result. The other kind is accuracies near
-    100%.
+    Three kinds of pairs are not tested, but they count in the size of the family: methods that saw different data with
+    the same seed, methods that each gave the same value on every seed (without answers, these seeds only repeat one
+    result), and accuracies near 100%.
     """
     label_pairs = combinations(values, 2) if baseline is None else ((m, baseline) for m in values if m != baseline)
     shared = [(a, b, sorted(values[a].keys() & values[b].keys())) for a, b in label_pairs]
@@ -163,7 +185,8 @@ def family(column: Column, values: Values, baseline: str | None = None, of: int 
     pairs = []
     for (first, second, seeds), by_seed in zip(shared, differences, strict=True):
         estimates = _estimates(values, answers, first, second, seeds, until)
-        untested = _reason(column, values, first, second, seeds, bool(estimates))
+        is_other_data = streams and any(len({streams[first][s], streams[second][s]} - {""}) > 1 for s in seeds)
+        untested = OTHER_DATA if is_other_data else _reason(column, values, first, second, seeds, bool(estimates))
         test, p, strongest = (None, 1.0, None) if untested else _test(by_seed, size, until, estimates, over_seeds)
         pairs.append(PairedTest(first, second, by_seed, p, p, test, size, until, strongest, untested,
                                 estimates[-1] if estimates else None))

@@ -12,7 +12,7 @@ from statistics import fmean
 from clbench.core.errors import StoreError
 from clbench.core.objective import Metric
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.families import Answers, Family, Values, family
+from clbench.report.analysis.families import Answers, Family, Values, family, have_same_items
 from clbench.report.analysis.method_records import MethodRecords, done_records
 from clbench.report.analysis.names import titles
 from clbench.report.columns import Measure, cell_of, cells
@@ -35,6 +35,7 @@ class Setting:
     methods: tuple[MethodRecords, ...]
     records: tuple[Record, ...]
     named_baseline: str | None = None  # label of the baseline that the user chose
+    left_out: int = 0  # number of records beyond the most seeds of the rule that added seeds
 
     @cached_property
     def metric(self) -> Metric:
@@ -83,8 +84,7 @@ class Setting:
         metric, read = measure.metric, measure.items
         if metric is not None:
             records = done_records(self.methods)
-            ids = {item_ids(record) for record in records}
-            if not records or None in ids or len(ids) > 1 or any(r.stream and r.stream.tested < 2 for r in records):
+            if not have_same_items(records):
                 return {}
             read = partial(item_scores, metric=metric)
         if read is None:
@@ -153,8 +153,10 @@ class Setting:
                 if label in included and by_seed and None not in by_seed.values()}
 
     def tests(self, measure: Measure, values: Values, baseline: str | None = None, of: int | None = None) -> Family:
-        """Return `family` for values from `compared`, with the setting's rule and answers."""
-        return family(measure.column, values, baseline, of, self.until, self.answers(measure))
+        """Return `family` for values from `compared`, with the setting's rule, answers and data."""
+        streams = {m.label: {r.trial.seed: r.stream.fingerprint if r.stream else "" for r in m.done}
+                   for m in self.methods}
+        return family(measure.column, values, baseline, of, self.until, self.answers(measure), streams)
 
     @cached_property
     def cautions(self) -> dict[str, str]:
@@ -220,13 +222,6 @@ class Setting:
                                       else math.inf)
         return replace(self, methods=tuple(sorted(self.methods, key=key)))
 
-    @property
-    def untuned(self) -> list[MethodRecords]:
-        """Return the untuned methods with results, without references and variants of tuned methods."""
-        methods = [m for m in self.methods if m.done and not m.reference]
-        tuned_strategies = {m.strategy for m in methods if m.searched}
-        return [m for m in methods if not m.searched and m.strategy not in tuned_strategies]
-
     @cached_property
     def eligible(self) -> set[str]:
         """Return the methods that may be the best: those with a result for every seed, without references."""
@@ -253,8 +248,11 @@ def group_by_setting(records: Sequence[Record]) -> list[Setting]:
 
 
 def _setting(title: str, records: Sequence[Record]) -> Setting:
-    seeds = tuple(sorted({r.trial.seed for r in records}))
-    return Setting(title, seeds, tuple(_methods(records, seeds)), tuple(records))
+    methods = _methods(records, tuple(sorted({r.trial.seed for r in records})))
+    keys = {r.key for m in methods for r in m.records}
+    counted = tuple(r for r in records if r.key in keys)
+    return Setting(title, tuple(sorted({r.trial.seed for r in counted})), tuple(methods), counted,
+                   left_out=len(records) - len(counted))
 
 
 def _drop_duplicates(records: Iterable[Record]) -> list[Record]:
@@ -282,17 +280,18 @@ def _methods(records: Sequence[Record], seeds: tuple[int, ...]) -> list[MethodRe
     """Group records by method. If two methods share a label, each gets its full name as a label.
 
     If a rule added seeds until decided, methods have different numbers of seeds. The seeds of a method are then those
-    up to its last one.
+    up to its last one, and only as many count as the rule allows.
     """
-    has_added_seeds = any(record.until for record in records)
+    until = next((record.until for record in records if record.until), None)
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.trial.method_config, []).append(record)
     for group in groups.values():
         _check_parents(group)
     labels = [clean(group[0].label) for group in groups.values()]
-    methods = [MethodRecords(label if labels.count(label) == 1 else clean(full_name),
-                             tuple(sorted(group, key=lambda r: r.trial.seed)),
-                             tuple(s for s in seeds if not has_added_seeds or s <= max(r.trial.seed for r in group)))
-               for label, (full_name, group) in zip(labels, groups.items(), strict=True)]
+    methods = []
+    for label, (full_name, group) in zip(labels, groups.items(), strict=True):
+        counted = tuple(sorted(group, key=lambda r: r.trial.seed))[:until.most if until else None]
+        methods.append(MethodRecords(label if labels.count(label) == 1 else clean(full_name), counted,
+                                     tuple(s for s in seeds if not until or s <= counted[-1].trial.seed)))
     return sorted(methods, key=lambda m: m.reference)  # the sort is stable, so methods stay in order of appearance

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from clbench.core.errors import list_names
 from clbench.report.analysis.advice import cautions, next_step
-from clbench.report.analysis.families import NEAR, SAME
+from clbench.report.analysis.families import NEAR, OTHER_DATA, SAME
 from clbench.report.analysis.grouping import Setting
 from clbench.report.columns import BYTES, COMPUTE, REPLAY, TRAINABLE, Measure
 from clbench.report.decided import Against, Compared, Facts
@@ -20,7 +20,8 @@ LEADS = {ANSWER: "", COST: "", TRADE_OFFS: "Best trade-offs", CAUTION: "Caution:
 NAMES = 3  # names in a line; a longer list is cut
 REFERENCES = 4  # names in the line of references
 FRONTS = 4  # lines of trade-offs
-WHY = {SAME: "because every seed gave the same results",
+WHY = {OTHER_DATA: "because they did not see the same data",
+       SAME: "because every seed gave the same results",
        NEAR: "because {values} within three standard deviations (over seeds) of 100% are too skewed for a test"}
 SIMILARITY_MARGIN = 0.1  # costs are treated as equal if they differ by a smaller share of the larger one
 

@@ -13,6 +13,7 @@ from clbench.experiment.arrival import Arrival
 from clbench.experiment.recipe import BUDGET, DECAY, OPTIMIZER_TITLES, Recipe
 from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
+from clbench.report.analysis.families import mixes_data
 from clbench.report.analysis.method_records import RECIPE, same_on_every_seed, test_samples, test_set_interval
 from clbench.report.formatting import MANY, NONE, as_ranges, clean, join_names, list_seeds, number, unit_of
 from clbench.results.metrics import acc
@@ -20,8 +21,11 @@ from clbench.results.provenance import commit_of, results_by_commit
 from clbench.results.records import Record, StreamFacts, metrics_of
 
 
-def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
-    """Yield a sentence if a rule added seeds, and one if seeds were added after a report had been read."""
+def describe_added_seeds(records: Sequence[Record], left_out: int = 0) -> Iterator[str]:
+    """Yield sentences if a rule added seeds, and one if seeds were added after a report had been read.
+
+    `left_out` is the number of records beyond the most seeds of the rule.
+    """
     until = next((r.until for r in records if r.until), None)
     added_records = [r for r in records if r.seen]
     if until is not None:
@@ -29,6 +33,9 @@ def describe_added_seeds(records: Sequence[Record]) -> Iterator[str]:
         yield (f"Seeds were added until this was decided: {question(until)}. Each method has {until.first} to at most "
                f"{until.most} seeds (--until decided). Differences are taken over the seeds that both methods have. "
                f"Verdicts, p-values and ± are sequential{validity}; the intervals in figures are not")
+        if left_out:
+            yield (f"{left_out} record{'s are' if left_out > 1 else ' is'} left out, because the rule allows at most "
+                   f"{until.most} seeds of a method. Run other seeds in a folder of their own")
     if added_records:
         seeds = {r.trial.seed for r in added_records}
         shown_seeds = set(chain.from_iterable(r.seen for r in added_records))
@@ -234,6 +241,9 @@ def differences(records: Sequence[Record]) -> list[str]:
         if len(prints) > 1:
             notes.append(f"The methods did not see the same data with seed {seed} (the fingerprints of their streams "
                          "differ), so their results cannot be compared")
+    if mixes_data(records):
+        notes.append("The benchmark's data changed between seeds (`stream.data` of the records), so means over these "
+                     "seeds are not of one benchmark")
     times = "times cannot be compared"
     kinds = [("devices", _values(records, lambda r: r.provenance.device),
               f"{times}, and {metrics_of(records)[0].plural} may differ slightly"),

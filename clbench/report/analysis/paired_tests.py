@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 
 from clbench.experiment.until import UntilDecided
-from clbench.report.analysis.families import NEAR, SAME, Family, PairedTest, leader
+from clbench.report.analysis.families import NEAR, OTHER_DATA, SAME, Family, PairedTest, leader
 from clbench.report.analysis.grouping import Setting
 from clbench.report.analysis.method_records import CHANCE, MARKS, UNDERFIT
 from clbench.report.columns import Measure
@@ -189,10 +189,10 @@ def verdict(tests: Family, best: str, others: Collection[str], rank: str, settin
               ("On shared seeds, it equals", [p.first for p in pairs if p.equal and p.first in partial]),
               ("There is no significant difference to",
                [p.first for p in pairs if p.decidable and not p.significant and not p.equal and p.first not in beaten]),
-              ("It is not tested against methods with the same results on every seed:",
-               [p.first for p in pairs if p.untested == SAME]),
-              (f"Because of {setting.metric.shares} near 100%, it is not tested against",
-               [p.first for p in pairs if p.untested == NEAR]),
+              *((words, [p.first for p in pairs if p.untested == reason]) for reason, words in (
+                  (OTHER_DATA, "It is not tested against methods that did not see the same data:"),
+                  (SAME, "It is not tested against methods with the same results on every seed:"),
+                  (NEAR, f"Because of {setting.metric.shares} near 100%, it is not tested against"))),
               ("There are too few seeds to compare it with",
                [p.first for p in pairs if not (p.decidable or p.equal or p.untested)]),
               ("It has no seed in common with", [name for name in others if name not in {p.first for p in pairs}])]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from clbench.report.analysis import notes
-from clbench.report.columns import BYTES, TIME, TRAINABLE, Measure, cells, find_tested
+from clbench.report.analysis.families import have_same_items
+from clbench.report.columns import BYTES, TIME, TRAINABLE, Measure, cell_of, cells, find_tested
 from clbench.report.formatting import NONE, clean, difference_unit
 from clbench.report.metric_columns import final_of, measures_of
-from clbench.report.model import Cell, Column, Row, Table
-from clbench.results.records import Record, metrics_of
+from clbench.report.model import Cell, Column, Row, Table, Unit
+from clbench.results.items import cross
+from clbench.results.records import Record, item_scores, metrics_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Group = list[Record]
 
@@ -89,14 +97,28 @@ def _cells(pair: MethodPair) -> dict[Column, Cell]:
     """Return the cells of a method's row, by column."""
     record_pairs = pair.both
     metric = metrics_of(pair.before)[0]
-    measure = final_of(metric)
-    final = measure.column
-    before, after = cells([[measure.value(records[k], None) for records in record_pairs] for k in (0, 1)], final.unit)
+    final = final_of(metric)
+    title, unit = final.column.title, final.column.unit
+    before, after = cells([[final.value(records[k], None) for records in record_pairs] for k in (0, 1)], unit)
+    changes = {m: _change(m, record_pairs) for m in (*find_tested((), measures_of(metric)), TRAINABLE, BYTES)}
+    if len(record_pairs) > 1 and have_same_items([*chain.from_iterable(record_pairs)]):
+        old, new = ([item_scores(records[k], metric) for records in record_pairs] for k in (0, 1))
+        differences = [b - a for a, b in zip(old, new, strict=True) if a is not None and b is not None]
+        before, after, changes[final] = (_over_items(cell, scores, unit) for cell, scores in (
+            (before, old), (after, new), (changes[final], differences)))
     return {Column("seeds", "text"): Cell(str(len(record_pairs))),
-            Column(f"{final.title} in A", final.unit): before, Column(f"{final.title} in B", final.unit): after,
-            **{Column(f"change of {m.column.title}", difference_unit(m.column.unit)): _change(m, record_pairs)
-               for m in (*find_tested((), measures_of(metric)), TRAINABLE, BYTES)},
+            Column(f"{title} in A", unit): before, Column(f"{title} in B", unit): after,
+            **{Column(f"change of {m.column.title}", difference_unit(m.column.unit)): cell
+               for m, cell in changes.items()},
             Column(f"{TIME.column.title} B / A", "text"): _time_ratio(record_pairs)}
+
+
+def _over_items(cell: Cell, scores: Sequence[npt.NDArray[np.float32] | None], unit: Unit) -> Cell:
+    """Return a cell with the interval over seeds and test items, given the scores of the items with each seed."""
+    values, known_scores = [v for v in cell.values if v is not None], [s for s in scores if s is not None]
+    if not len(values) == len(known_scores) == len(scores):
+        return cell
+    return cell_of(cross(values, known_scores).interval, unit, values)
 
 
 def _change(measure: Measure, both: Sequence[tuple[Record, Record]]) -> Cell:
