@@ -18,7 +18,7 @@ from clbench.report.analysis.headline import ANSWER, CAUTION, COST, NEXT, TRADE_
 from clbench.report.formats import markdown
 from clbench.results.store import Store
 
-SEARCH = Searched(candidates=4, validation=0.1, seeds=(0,))
+SEARCH = Searched(candidates=4, validation=0.1, seeds=(1000,))
 NOISE = (0.001, -0.002, 0.003, 0.0005, -0.001, 0.002)
 
 
