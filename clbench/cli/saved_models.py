@@ -21,8 +21,8 @@ from clbench.cli.completion import complete_names
 from clbench.cli.help import Command
 
 if TYPE_CHECKING:
-    from clbench.execution.continuing import Classes
     from clbench.execution.exporting import Format
+    from clbench.execution.joining import Classes
 
 CONTINUE_EXAMPLES = (
     ("clbench run --methods er,ewc --keep state", "saves the state that continuing needs"),

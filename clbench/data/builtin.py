@@ -247,8 +247,8 @@ def clbench_benchmarks() -> Sequence[BenchmarkInfo]:
                       ".parquet file", own.ArraysOptions, any_name=True,
                       suffixes=(".npz", ".npy", ".safetensors"), cached=True,
                       files=own_options + "array_files", check=own_options + "check_arrays"),
-        BenchmarkInfo("table:*", user_data + "columns:table", "numeric columns and a label column in a .csv, .tsv or "
-                      ".parquet file", own.TableOptions, any_name=True,
+        BenchmarkInfo("table:*", user_data + "columns:table", "numeric columns and a label column in a .csv, .tsv, "
+                      ".txt, .jsonl or .parquet file", own.TableOptions, any_name=True,
                       suffixes=(".csv", ".tsv", ".parquet"), cached=True,
                       files=user_data + "columns:table_files", check=own_options + "check_path"),
         BenchmarkInfo("text:*", user_data + "texts:text", "texts and labels in a .csv or .jsonl file or a folder, for "

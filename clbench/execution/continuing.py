@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from clbench.accounting.callback import FlopsCallback
 from clbench.core.errors import ClbenchError, FewClassesError, SpecError, StoreError
 from clbench.core.objective import RMSE
 from clbench.core.registry import Registry, discover
-from clbench.core.scenario import scenario_rules
-from clbench.data.photo_samples import PhotoSamples
-from clbench.data.samples import Samples
-from clbench.data.stream import Stream, StreamTask, stored_inputs
+from clbench.data.own.columns import require_same_inputs
+from clbench.data.own_options import TableOptions
+from clbench.data.stream import Stream
+from clbench.execution.joining import Classes, describe_matches, join_streams
 from clbench.execution.loading import find_record, learned_stream
 from clbench.execution.trial_record import failure_of, record_of
 from clbench.execution.trial_runner import TrialRunner
@@ -28,7 +26,7 @@ from clbench.experiment.recipe import Recipe
 from clbench.experiment.spec import change_recipe
 from clbench.experiment.trial import Continued, PlannedTrial, Resolved, Trial
 from clbench.persistence.callbacks import SaveCallback, code_of, restore_optimizer_state
-from clbench.persistence.snapshot import StreamOutline, make_noise_stream, names_of, read_saved, restore
+from clbench.persistence.snapshot import read_saved, restore
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.records import Earlier, Record
 from clbench.results.store import STATE, Store
@@ -37,8 +35,6 @@ from clbench.training.callbacks.evaluation import EvaluationCallback
 from clbench.training.costs import PeakMemory
 from clbench.training.loop import TrainingLoop
 from clbench.training.replica import Replica
-
-Classes = Literal["same", "new"]  # whether new classes with the names of old classes are the same classes
 
 
 def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: ExecutionSettings, device: str = "auto",
@@ -109,7 +105,13 @@ def continue_trial(run: Path, trial: str | None, benchmark: Resolved, settings: 
     except ClbenchError as error:
         earlier = None
         notes.append(f"what became of the old tasks is not known: {error}")
+    tables = [(b.name, options) for b in (record.trial.benchmark, benchmark) if isinstance(
+        options := registry.benchmark(b.name).options.stored(b.options), TableOptions)]
+    if earlier is not None and len(tables) == 2:
+        require_same_inputs(tables[0], tables[1], settings.data_dir)
     joined_stream = join_streams(outline, earlier, new_stream, longer_trial, classes)
+    if note := describe_matches(outline, new_stream, longer_trial, classes):
+        notes.append(note)
     notes.append(f"continues {record.name} ({record.key}), which had learned {learned} tasks of "
                  f"{' and '.join(earlier_benchmark.name for earlier_benchmark in benchmarks)}")
     planned = PlannedTrial(longer_trial, record.label, record.reference)
@@ -196,98 +198,3 @@ def changed_recipe(trial: Trial, changes: Mapping[str, Any]) -> dict[str, Any]:
         shared_recipe = trial.recipe
     return {"recipe": shared_recipe,
             "own_recipe": {name: value for name, value in full_recipe if value != getattr(shared_recipe, name)}}
-
-
-def join_streams(outline: StreamOutline, earlier: Stream | None, more: Stream, trial: Trial,
-                 classes: Classes | None) -> Stream:
-    """Return a stream of the old tasks, with noise as training samples, followed by the new tasks.
-
-    Raises:
-        SpecError: the model cannot take the new samples, or their outputs are ambiguous.
-    """
-    refuse_samples(outline, more, trial.benchmark)
-    outputs = outputs_of(outline, more, trial, classes)
-    device, learned = more.tasks[0].test.y.device, len(outline.classes)
-    tasks = list(make_noise_stream(outline).to(device).tasks)
-    if earlier is not None:
-        tasks = [replace(noise, test=_in_memory(task.test), class_names=task.class_names,
-                         train_class_names=task.class_names)
-                 for noise, task in zip(tasks, earlier.tasks, strict=True)]
-    table = torch.tensor(outputs, device=device)
-    for task in more.tasks:
-        train, test = (part.relabeled(table[part.y], part.tasks + learned)
-                       for part in (task.train, _in_memory(task.test)))
-        tasks.append(StreamTask(tuple(outputs[output] for output in task.classes), train, test, task.class_names))
-    return replace(more, tasks=tuple(tasks), classes=max(outline.outputs, max(outputs) + 1), prepare=outline.prepare)
-
-
-def _in_memory(tests: Samples) -> Samples:
-    """Return test samples whose photos are decoded, because photos of several benchmarks are joined only in memory."""
-    return tests.take(torch.arange(len(tests))) if isinstance(tests, PhotoSamples) else tests
-
-
-CONVERSIONS = {"uint8": 'x = (255 * x).round().clip(0, 255).astype("uint8"), if they are from 0 to 1',
-               "float32": 'x = x.astype("float32") / 255, if the old ones are from 0 to 1'}  # by dtype
-
-
-def refuse_samples(outline: StreamOutline, more: Stream, benchmark: Resolved) -> None:
-    """Raise a SpecError that describes the required conversion if a model cannot take the new samples."""
-    raw = stored_inputs(more.tasks[0].test)
-    dtype, shape = str(raw.dtype).removeprefix("torch."), list(raw.shape[1:])
-    mismatch = f"benchmark {benchmark.name} has samples {shape} ({dtype}), the model takes {outline.sample_shape} " \
-               f"({outline.sample_dtype})"
-    if shape != outline.sample_shape or list(more.input_shape) != outline.input_shape or more.is_text != (
-            outline.sample_dtype == "int32"):
-        resizable = "size" in benchmark.options and dtype == outline.sample_dtype == "uint8"
-        if resizable and outline.sample_shape == [shape[0], outline.sample_shape[-1], outline.sample_shape[-1]]:
-            raise SpecError(f"{mismatch}; add :size={outline.sample_shape[-1]} to the benchmark, which resizes them")
-        raise SpecError(f"{mismatch}; choose a benchmark with the same")
-    if (dtype == "uint8") != (outline.sample_dtype == "uint8"):
-        raise SpecError(f"{mismatch}; convert the new ones: {CONVERSIONS[outline.sample_dtype]}")
-
-
-def outputs_of(outline: StreamOutline, more: Stream, trial: Trial, classes: Classes | None) -> list[int]:
-    """Return the index of the model's output for each class of the new stream, in the order of its class numbers.
-
-    Raises:
-        SpecError: new classes have the names of old ones and `classes` is None, or `classes` does not fit the scenario
-            or the names.
-    """
-    benchmark = f"benchmark {trial.benchmark.name}"
-    if scenario_rules(trial.scenario).shared_outputs:
-        if classes == "new":
-            raise SpecError(f"scenario {trial.scenario} has no outputs for new classes; leave --new-classes out")
-        if more.classes != outline.outputs:
-            raise SpecError(f"{benchmark} has {more.classes} classes, and in scenario {trial.scenario} they are those "
-                            f"of the old tasks, {outline.outputs}")
-        return _shared_outputs(outline.class_names, names_of(more), benchmark, classes)
-    names = names_of(more)
-    shared = [name for name in names if name in outline.class_names]
-    examples = f"{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}"
-    if shared and classes is None:
-        raise SpecError(f"{benchmark} has classes with the names of old ones ({examples}); say whether they train the "
-                        "old outputs (--same-classes) or get new outputs (--new-classes)")
-    if classes != "same":
-        return [outline.outputs + output for output in range(more.classes)]
-    if not shared:
-        raise SpecError(f"{benchmark} has no class with the name of an old one ({', '.join(outline.class_names[:3])}, "
-                        "...); leave --same-classes out")
-    if any(names.count(name) > 1 or outline.class_names.count(name) > 1 for name in shared):
-        raise SpecError(f"{benchmark}: several outputs have one name ({examples}), so --same-classes does not say "
-                        "which are the same; use --new-classes")
-    new_outputs = itertools.count(outline.outputs)
-    return [outline.class_names.index(name) if name in shared else next(new_outputs) for name in names]
-
-
-def _shared_outputs(old_names: list[str], names: list[str], benchmark: str, classes: Classes | None) -> list[int]:
-    """Return the output of each new class if all tasks share the outputs; errors as in `outputs_of`."""
-    if classes is None:
-        if names != old_names and sorted(names) == sorted(old_names):
-            raise SpecError(f"{benchmark} has the old classes in another order ({', '.join(names[:3])}; the model has "
-                            f"{', '.join(old_names[:3])}); pass --same-classes to match them by name")
-        return list(range(len(names)))
-    if len(set(old_names)) < len(old_names) or sorted(names) != sorted(old_names):
-        unknown_names = [name for name in names if name not in old_names] or old_names
-        raise SpecError(f"{benchmark} has classes whose names do not match those of the model "
-                        f"({', '.join(unknown_names[:3])}); leave --same-classes out to match them by position")
-    return [old_names.index(name) for name in names]

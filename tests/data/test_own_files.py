@@ -312,6 +312,13 @@ def test_cells_and_columns_that_are_wrong_are_named(cells, options, message, tmp
         stream("table", "t.csv", tmp_path, tasks=2, **options)
 
 
+@pytest.mark.parametrize(("names", "has_note"), [(["0.109", "-1.77"], True), (["400", "a"], False)])
+def test_a_sample_in_place_of_the_names_of_columns_is_a_note(tmp_path, names, has_note):
+    file = table(tmp_path / "t.csv", [*names, "label"], *[[i, -i, "ab"[i % 2]] for i in range(40)])
+    notes = stream("table", file, tmp_path, tasks=1).notes
+    assert any("if the first line of the file is a sample" in note for note in notes) is has_note
+
+
 def test_a_folder_is_no_table(tmp_path):
     (tmp_path / "rows").mkdir()
     with pytest.raises(DataError, match=r"'table:.*rows': .*rows is a folder; table:FILE reads one file$"):

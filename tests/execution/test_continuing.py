@@ -1,6 +1,7 @@
 """A trial that had ended learns on: as if it had never ended, where nothing has to grow; else with new outputs."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,11 @@ from PIL import Image
 
 import clbench
 from clbench import cli
-from clbench.core.errors import ClbenchError, SpecError, StoreError
+from clbench.core.errors import ClbenchError, DataError, SpecError, StoreError
 from clbench.core.registry import discover, installed
-from clbench.execution.continuing import changed_recipe, continue_trial, outputs_of, refuse_samples
+from clbench.execution.continuing import changed_recipe, continue_trial
 from clbench.execution.exporting import export
+from clbench.execution.joining import outputs_of, refuse_samples
 from clbench.execution.loading import find_record
 from clbench.execution.trial_runner import TrialRunner
 from clbench.experiment.execution_settings import ExecutionSettings
@@ -256,6 +258,28 @@ def test_shared_outputs_are_matched_by_name_if_the_user_says_so(pictures):
         outputs_of(outline, named("dog", "cat"), trial, None)
     with pytest.raises(SpecError, match=r"do not match those of the model \(owl\); leave --same-classes out"):
         outputs_of(outline, named("cat", "owl"), trial, "same")
+
+
+def write_table(path, columns=("a", "b", "c"), labels=("north", "south")):
+    """Write 40 rows in two places; the values of a column depend on its name, and a label on the value of a."""
+    draws = random.Random(0)
+    rows = [{name: draws.gauss(0, 1) for name in ("a", "b", "c")} | {"place": i % 2} for i in range(40)]
+    lines = [",".join([*columns, "place", "label"])]
+    lines += [",".join([*(str(row[name]) for name in (*columns, "place")), labels[row["a"] > 0]]) for row in rows]
+    path.write_text("\n".join(lines))
+    return Resolved(name=f"table:{path}", options={"task_column": "place"})
+
+
+def test_columns_of_a_table_have_the_order_of_training_and_other_class_names_are_a_note(tmp_path):
+    old = write_table(tmp_path / "old.csv")
+    train(tmp_path / "run", f"{old.name}:task_column=place", "domain", "er")
+    turned = write_table(tmp_path / "turned.csv", columns=("c", "a", "b"))
+    with pytest.raises(DataError, match=r"another order \(the first difference: c instead of a\)"):
+        continue_trial(tmp_path / "run", None, turned, ExecutionSettings(), "cpu")
+    for labels, note in ((("north", "south"), None), (("nord", "sud"), "by position: nord = north, sud = south")):
+        record = continue_trial(tmp_path / "run", None, write_table(tmp_path / f"{labels[0]}.csv", labels=labels),
+                                ExecutionSettings(), "cpu", out=tmp_path / "next")
+        assert [text.rpartition("ones ")[2] for text in record.notes if "by position" in text] == [note] * bool(note)
 
 
 def test_samples_of_another_type_come_with_their_conversion(pictures):

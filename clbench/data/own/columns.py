@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
     division = (divide(labeled(data, label, options, where), None, options, seed, where) if targets is None else
                 divide_targets(labeled(data, None, options, where), None, options, where))
     note = f"inputs are {len(used_columns)} column{'s' * (len(used_columns) != 1)}: {list_names(used_columns)}"
+    if len(used_columns) > 1 and all(as_number(name) is not None for name in used_columns):
+        notes.append("all inputs have numbers as names; if the first line of the file is a sample, add a line with "
+                     "the names of the columns above it")
     if options.standardise:
         rows = x[division.train[0]]
         deviations = rows.std(0, correction=0)
@@ -64,6 +68,23 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
         return target_stream(division, [x], [targets], label, mean=mean, std=std, notes=notes)
     train, test = ([x[torch.from_numpy(rows)] for rows in part] for part in (division.train, division.test))
     return label_stream(division, train, test, mean=mean, std=std, notes=notes)
+
+
+def require_same_inputs(old: tuple[str, TableOptions], new: tuple[str, TableOptions], data_dir: Path) -> None:
+    """Check that two benchmarks `table:FILE`, each given as name and options, have the same inputs in the same order.
+
+    Raises:
+        DataError: the input columns differ, or a file cannot be read.
+    """
+    columns = []
+    for name, options in (old, new):
+        data, where = read_table(locate(name, data_dir), f"benchmark {name!r}"), f"benchmark {name!r}"
+        columns.append(feature_columns(data, label_column(list(data.columns), options, where)[0], options, where))
+    if columns[0] != columns[1]:
+        before, after = next(pair for pair in zip_longest(*columns, fillvalue="no column") if pair[0] != pair[1])
+        raise DataError(f"benchmark {new[0]!r}: its input columns are not those that the model was trained on, or they "
+                        f"have another order (the first difference: {after} instead of {before}); write the same "
+                        "columns in the same order")
 
 
 def feature_columns(read: Table, label: str, options: FeatureOptions, where: str) -> list[str]:
