@@ -182,7 +182,7 @@ class Base:
         if candidate.kind == "adapter":
             if not any_base and (named := config.get("base_model_name_or_path")):
                 self._check_name(candidate, str(named))
-            if (size := token_count(candidate)) is not None and size != base_size:
+            if (size := token_count(candidate)) is not None and size != (base_size or size):
                 raise DataError(f"{candidate.folder}: its embeddings have {size} tokens, those of the base {self.name} "
                                 f"{base_size}; merge the adapter into the model that it was trained on "
                                 "(merge_and_unload of PEFT), and name the merged model instead")
