@@ -397,6 +397,7 @@ def test_a_row_that_a_study_with_the_same_training_tuned_is_tuned(studies):
 
 def test_every_experiment_is_of_a_claim():
     names = {name for claim in claim_list.CLAIMS for name in claim.designed}
+    names |= {folder.rpartition("/")[2] for folder in evidence.DESCRIPTIVE}
     assert names == {path.stem for path in (ROOT / "benchmarks" / "lora_question").glob("*.toml")}
 
 
