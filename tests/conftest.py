@@ -44,11 +44,17 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too (make test-slow)")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out slow tests unless they are asked for. To skip each of them would take time."""
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Skip a slow test unless they are asked for, and one that needs an extra of clbench's that is not installed."""
-    if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
-        pytest.skip("slow: make test-slow runs it")
+    """Skip a test that needs an extra of clbench's that is not installed."""
     for marker in item.iter_markers("extra"):
         if missing := [name for name in distributions(*marker.args) if not installed(name)]:
             pytest.skip(f"needs clbench[{marker.args[0]}]: {', '.join(missing)} not installed")

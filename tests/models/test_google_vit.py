@@ -39,6 +39,7 @@ def ours(classes=5):
     return vit(OPTIONS, (3, SIDE, SIDE), classes).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.extra("timm")
 def test_an_npz_file_gives_the_network_that_timms_own_loader_gives(tmp_path):
     from timm.models.vision_transformer import VisionTransformer

@@ -15,7 +15,12 @@ def check():
         return importlib.import_module("recompute").check
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def with_marks(folder):
+    marks = [pytest.mark.slow] if len(list(folder.glob("records/*.json"))) > 100 else []
+    return pytest.param(folder, marks=marks, id=folder.name)
+
+
+@pytest.mark.parametrize("folder", [with_marks(folder) for folder in FOLDERS])
 def test_every_cell_of_a_study_agrees(check, folder):
     cells = check(folder)
     assert len(cells) > 5 and [cell for cell in cells if cell] == []

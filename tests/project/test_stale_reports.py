@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
 from helpers.records import folder, make_record
 
@@ -14,6 +15,7 @@ from clbench.results.records import Code
 SCRIPT = ROOT / "benchmarks" / "stale_reports.py"
 
 
+@pytest.mark.slow
 def test_committed_records_are_looked_at_without_torch():
     command = (f"import sys, runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__'); "
                "assert 'torch' not in sys.modules")

@@ -114,6 +114,7 @@ def test_losses_stay_within_if_intervals_of_nll_and_means_of_exact_do():
     assert unsure.verdict == "inconclusive" and not stays_within([unsure])
 
 
+@pytest.mark.slow
 def test_few_audits_of_an_unchanged_model_report_a_loss():
     """Losses of the same model differ by rounding, and right answers change where two tokens are almost equally likely.
 

@@ -59,6 +59,7 @@ def test_each_look_is_the_t_test_of_the_seeds_so_far():
     assert p_by_look([[0.1] * 6, [0.0] * 6], 3).tolist() == [[0.25, 0.125, 0.0625, 0.03125], [1.0] * 4]
 
 
+@pytest.mark.slow
 def test_the_chance_of_a_table_is_that_of_its_integrals():
     for q in (0.2, 0.013, 4e-4, 2e-6):
         boundary = [stats.t.isf(q * sequential.weight(n, 30) / 2, n - 1) for n in range(3, 31)]
@@ -88,6 +89,7 @@ def verdicts(differences, rule):
     return family(ACC.column, values, "naive", until=rule).pairs
 
 
+@pytest.mark.slow
 def test_no_more_than_5_percent_of_families_claim_what_is_not_there():
     draws = np.random.default_rng(5).standard_normal((1000, 4, 30))
     wrong = sum(any(pair.significant for pair in verdicts(one, RULE)) for one in draws)

@@ -94,6 +94,7 @@ def test_of_several_samples_for_one_slot_the_last_stays():
     assert reservoir_slots(memory_size=2, seen=5, capacity=2, draws=draws).tolist() == [3, -1]
 
 
+@pytest.mark.slow
 def test_every_sample_is_kept_with_the_same_probability():
     n, capacity, runs = 60, 12, 2000
     strategy, counts = make(capacity, seed=1), torch.zeros(n)

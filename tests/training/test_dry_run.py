@@ -113,6 +113,7 @@ def published(model, tasks, input_shape=CIFAR):
     return counted("naive", model, tasks, 10 * tasks, input_shape).trainable[0]
 
 
+@pytest.mark.slow
 def test_the_networks_have_the_sizes_that_are_published():
     assert published("resnet18", 1) == 11_173_962  # kuangliu's code for CIFAR-10
     assert published("resnet20", 1) == 269_722  # He et al. 2015: 0.27M
