@@ -80,6 +80,15 @@ def number(value: float, unit: Unit) -> str:
     return _format_short(value)
 
 
+def with_ends(value: float, ends: tuple[float, float], unit: Unit) -> str:
+    """Return a value with the ends of its interval, for intervals that are not symmetric.
+
+    >>> with_ends(0.95, (0.831, 0.987), "percent")
+    '95.00 (83.10 to 98.70)'
+    """
+    return f"{number(value, unit)} ({' to '.join(number(end, unit) for end in ends)})"
+
+
 def interval(mean: float, half_width: float | None, unit: Unit) -> str:
     """Return `mean ± half width`, or `± n/a` if there is no interval.
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -40,13 +40,14 @@ def find_choosable(setting: Setting, everything: Family | None = None) -> Choosa
     tests = everything or setting.tests(setting.final, setting.compared(setting.final))
     # Of equal methods, the first leads, as in `leader`. If a rule added seeds, significantly worse methods come last.
     order = sorted(finals, key=lambda label: (label in tests.dropped, setting.metric.rank(intervals[label].mean)))
+    beaten = {label: tests.beaten_by(label) for label in finals}
     pairs = {}
     for pair in tests.pairs:
         if not {pair.first, pair.second} <= finals.keys():
             continue
         ahead = min(pair.first, pair.second, key=order.index)
         behind = pair.swapped if pair.first == ahead else pair
-        rival = rival_of(behind, finals, setting, tests)
+        rival = rival_of(behind, finals, setting, beaten[ahead])
         pairs[ahead, behind.first] = CandidateComparison(
             rival.difference, rival.half_width, rival.shown, rival.needed, rival.untested, rival.inconclusive)
     return Choosable(
@@ -206,7 +207,8 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
                       None, {}, (), tuple(_prices(limits, amounts, finals, None, setting, tests)), refused,
                       setting.metric)
     pairs = {pair.first: pair for pair in tests.against(best)}
-    rivals = sorted((rival_of(pairs[label], finals, setting, tests) for label in allowed if label != best),
+    beaten = tests.beaten_by(best)
+    rivals = sorted((rival_of(pairs[label], finals, setting, beaten) for label in allowed if label != best),
                     key=lambda rival: setting.metric.rank(rival.accuracy))
     interval = setting.interval(setting.final, best)
     return Choice(setting.title, setting.records[0].trial.scenario, len(finals[best]), tuple(limits), best,
@@ -215,10 +217,11 @@ def choose(setting: Setting, limits: Sequence[Limit]) -> Choice:
                   setting.cautions.get(best, ""), setting.until.most if setting.until else MOST_SEEDS)
 
 
-def rival_of(pair: PairedTest, finals: Mapping[str, Mapping[int, float]], setting: Setting, tests: Family) -> Rival:
-    """Compare a method, the first of the pair, to the chosen one, the second. `tests` are those of all pairs."""
+def rival_of(pair: PairedTest, finals: Mapping[str, Mapping[int, float]], setting: Setting,
+             beaten: Collection[str]) -> Rival:
+    """Compare a method, the first of the pair, to the chosen one, the second, which beats the methods of `beaten`."""
     interval = _lead(pair.swapped, setting).interval
-    is_worse = pair.first in tests.beaten_by(pair.second)
+    is_worse = pair.first in beaten
     is_open = not (is_worse or pair.equal or pair.untested)
     limited = limiting_test_samples(setting, pair) if is_open else None
     return Rival(pair.first, fmean(finals[pair.first].values()), interval.mean, interval.half_width, is_worse,

@@ -17,7 +17,7 @@ from clbench.report.analysis.method_records import (
     test_set_interval,
     underfit_share,
 )
-from clbench.report.formatting import clean, describe_difference, join_names, number, unit_of
+from clbench.report.formatting import clean, describe_difference, join_names, unit_of, with_ends
 from clbench.report.model import Cell, Column, Row, Table
 from clbench.results.curve import gaps
 from clbench.results.metrics import acc, learning_accuracy
@@ -64,8 +64,7 @@ def same_shares(methods: Sequence[MethodRecords]) -> Iterable[str]:
         for method in methods:
             chosen = select_metric(method.done, metric.name)
             if same_on_every_seed(chosen) and (interval := test_set_interval(chosen)):
-                ends = " to ".join(number(end, unit) for end in interval)
-                texts.append(f"{method.label} {number(acc(chosen[0].R), unit)} ({ends})")
+                texts.append(f"{method.label} {with_ends(acc(chosen[0].R), interval, unit)}")
         if texts:
             yield (f"Every seed gave the same {metric.label}: {join_names(texts)}. ± 0.00 does not mean precision; in "
                    "parentheses is the 95% interval (Wilson) that the number of test items allows")

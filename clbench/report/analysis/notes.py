@@ -15,13 +15,13 @@ from clbench.experiment.trial import PlannedTrial, Trial, Weights
 from clbench.experiment.until import question
 from clbench.report.analysis.families import mixes_data
 from clbench.report.analysis.method_records import RECIPE, same_on_every_seed, test_samples, test_set_interval
-from clbench.report.formatting import MANY, NONE, as_ranges, clean, join_names, list_seeds, number, unit_of
+from clbench.report.formatting import MANY, NONE, as_ranges, clean, join_names, list_seeds, number, unit_of, with_ends
 from clbench.results.metrics import acc
 from clbench.results.provenance import commit_of, results_by_commit
 from clbench.results.records import Record, StreamFacts, metrics_of
 
 
-def describe_added_seeds(records: Sequence[Record], left_out: int = 0) -> Iterator[str]:
+def describe_added_seeds(records: Sequence[Record], left_out: int) -> Iterator[str]:
     """Yield sentences if a rule added seeds, and one if seeds were added after a report had been read.
 
     `left_out` is the number of records beyond the most seeds of the rule.
@@ -273,9 +273,9 @@ def same_results(records: Mapping[str, Sequence[Record]]) -> list[str]:
     for label, method_records in records.items():
         if same_on_every_seed(method_records) and (samples := test_samples(method_records)):
             unit, interval = unit_of(metrics_of(method_records)[0]), test_set_interval(method_records)
-            ends = " to ".join(number(end, unit) for end in interval or ())
+            value = acc(method_records[0].R)
             by_sample_count.setdefault(samples if interval else 0, []).append(
-                f"{label} {number(acc(method_records[0].R), unit)}" + (f" ({ends})" if ends else ""))
+                f"{label} {with_ends(value, interval, unit) if interval else number(value, unit)}")
     return [f"Every seed gave the same result: {join_names(rows)}. Such seeds are no evidence, ± 0.00 does not mean "
             "precision, and these methods are not tested against each other"
             + (f". In parentheses is the 95% interval (Wilson) that {samples:,} test samples allow" if samples else "")

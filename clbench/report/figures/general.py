@@ -13,7 +13,7 @@ from clbench.report.columns import Measure, cell_of
 from clbench.report.figures.accuracy import draw_lines, ends_of_intervals
 from clbench.report.figures.data import axis_title, slugs
 from clbench.report.figures.style import StrategyStyle
-from clbench.report.formatting import number, task_label
+from clbench.report.formatting import task_label, with_ends
 from clbench.report.metric_columns import GeneralScore, general_scores
 from clbench.report.model import Cell, Column, FigureData, GeneralTable, Result, Row, Table
 from clbench.results.items import wilson_interval
@@ -58,8 +58,7 @@ def _with_item_interval(cell: Cell, method: MethodRecords, measure: Measure, met
     over, unit = _interval(items, cell.mean, metric), measure.column.unit
     if not metric.is_share or over.low is None or over.high is None:
         return cell_of(over, unit, cell.values)
-    text = f"{number(cell.mean, unit)} ({number(over.low, unit)} to {number(over.high, unit)})"  # it is not symmetric
-    return replace(cell_of(over, unit, cell.values), text=text)
+    return replace(cell_of(over, unit, cell.values), text=with_ends(cell.mean, (over.low, over.high), unit))
 
 
 def _interval(items: npt.NDArray[np.float32], mean: float, metric: Metric) -> Interval:

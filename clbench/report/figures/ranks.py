@@ -35,7 +35,7 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
     ranks would be meaningless: if fewer than three methods remain, if settings share a benchmark and are therefore
     not independent, or if there are fewer settings than the test needs.
     """
-    if len(settings) < LEAST_SETTINGS or len(set(map(_data_of, settings))) < len(settings):
+    if len(settings) < LEAST_SETTINGS or len({s.records[0].trial.benchmark.name for s in settings}) < len(settings):
         return None
     by_id = [{m.id: m.label for m in s.methods if m.label in s.eligible} for s in settings]
     ids = [id_ for id_ in by_id[0] if all(id_ in label_by_id for label_by_id in by_id)]
@@ -53,11 +53,6 @@ def ranking(settings: Sequence[Setting]) -> tuple[tuple[Table, ...], tuple[str, 
         verdicts.append(f"Not ranked, because some setting lacks a result of some seed: {', '.join(left_out)}")
     figures = (_figure(settings, labels, ranks),) if ranks.p <= ALPHA else ()
     return (_table(settings, labels, ranks),), tuple(verdicts), figures
-
-
-def _data_of(setting: Setting) -> tuple[str, ...]:
-    """Return the name of a setting's benchmark with its folder or file, without its options."""
-    return tuple(part for part in str(setting.records[0].trial.benchmark).split(":") if "=" not in part)
 
 
 def better(ranks: Ranks, first: int, second: int) -> bool:
