@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from clbench.core.errors import StoreError
+from clbench.core.errors import DataError, StoreError
 
 try:
     import fcntl
@@ -26,6 +27,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the folder of clbench itself
 ATTEMPTS = 100  # to open a file that others create and remove at the same time
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 PIECE = 2**20  # bytes that are read at a time
+INDEX = ".safetensors.index.json"  # ending of the file in which Hugging Face lists the shards of a model
 STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process
 Files = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]  # one file, or several
 
@@ -71,6 +73,39 @@ def read_hash(path: str | os.PathLike[str]) -> str:
         while piece := file.read(PIECE):
             total.update(piece)
     return total.hexdigest()
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files with the weights of a model: the shards if `path` is Hugging Face's index, or else `path`.
+
+    Raises:
+        DataError: the index cannot be read, or a shard is missing.
+    """
+    if not path.name.endswith(INDEX):
+        return [path]
+    try:
+        names = sorted(map(Path, set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())))
+        if not names:
+            raise ValueError("it lists no shards")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"weights {path}: it cannot be read as an index of shards") from None
+    if wrong := [name for name in names if name.name != str(name)]:
+        raise DataError(f"weights {path}: the shard {str(wrong[0])!r} is not a name of a file in the same folder")
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        raise DataError(f"weights {path}: {len(missing)} of {len(names)} shards are missing: {missing[0]}")
+    return [path.parent / name for name in names]
+
+
+def hash_weights(path: Path) -> str:
+    """Return the SHA-256 of a file of weights; for Hugging Face's index, a hash of the names and hashes of its shards.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: the index cannot be read, or a shard is missing.
+    """
+    if not path.name.endswith(INDEX):
+        return hash_file(path)
+    return hashlib.sha256("\n".join(f"{p.name} {hash_file(p)}" for p in weight_files(path)).encode()).hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:

@@ -90,12 +90,13 @@ def read_weights_info(path: Path) -> PretrainedInfo | None:
     """Return the metadata from the JSON file that belongs to a file of weights; None if there is no such file.
 
     For `NAME.safetensors` it is `NAME.json` in the same folder. For `model.safetensors` it may be `config.json`, as on
-    the Hugging Face Hub. The keys are those of timm, at the top or under `pretrained_cfg`: `input_size` [3, H, W],
-    `interpolation`, `antialias`, `mean`, `std`, `license`, `training_data`.
+    the Hugging Face Hub, also if the weights are divided into shards. The keys are those of timm, at the top or under
+    `pretrained_cfg`: `input_size` [3, H, W], `interpolation`, `antialias`, `mean`, `std`, `license`, `training_data`.
 
     Raises:
         DataError: the file cannot be read, or a value has the wrong type.
     """
+    path = path.with_name(path.name.removesuffix(".index.json"))
     is_generic = path.stem in ("model", "pytorch_model")
     description = next((p for p in (path.with_suffix(".json"), path.with_name("config.json") if is_generic else None)
                         if p is not None and p.is_file()), None)

@@ -50,7 +50,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
         if text in (None, "none"):
             return None, PretrainedInfo()
         by_name = NAME.fullmatch(text) and not Path(text).is_file()
-        content = "" if by_name else files.hash_file(text)  # before the source is loaded, which imports torch
+        content = "" if by_name else files.hash_weights(Path(text))  # before the source is loaded, which imports torch
         source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
         if by_name:
             named_weights = source.find(model.name, text)

@@ -14,7 +14,6 @@ from clbench.models.hf_files import (
     ADAPTER,
     ADAPTER_INFO,
     ADAPTER_WEIGHTS,
-    LANGUAGE_MODEL,
     MODEL,
     Kind,
     folder_of,
@@ -43,7 +42,7 @@ def base_folder(name: str) -> Path:
     """
     if (Path(name) / ADAPTER).is_file():
         raise DataError(f"{name} is an adapter; name its base first, then the adapter: clbench forget BASE {name}")
-    return folder_of(name, LANGUAGE_MODEL, weights=True)
+    return folder_of(name, weights=True)
 
 
 def find_candidates(paths: Sequence[Path]) -> list[Candidate]:

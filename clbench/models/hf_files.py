@@ -1,8 +1,8 @@
 """Find the folders of Hugging Face text models. This module does not import torch.
 
 For `hf:NAME`, clbench looks for a folder, then for `models/NAME` in the data folder, then on Hugging Face's hub (its
-cache first). A run reads weights only from `model.safetensors`. `clbench forget` also reads weights in several files,
-and adapters. No code in a folder or repository is ever run.
+cache first). Weights are read from `model.safetensors`, or from the shards that its index lists. No code in a folder or
+repository is ever run.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import importlib
 import json
 import threading
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
-from fnmatch import fnmatch
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -21,13 +19,14 @@ from typing import Any, Literal
 
 from clbench.core import files
 from clbench.core.errors import DataError, SpecError, message_of
-from clbench.core.files import hash_file
+from clbench.core.files import hash_file, weight_files
 
 WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # which lists the shards of a large model
 CACHED = "models--"  # prefix of the folders of repositories in the hub's cache
 LONGEST = 8.0  # seconds after which Hugging Face's hub counts as unreachable
-PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", WEIGHTS)  # files to download: configuration, tokenizer, weights
-LANGUAGE_MODEL = (*PATTERNS, "model-*.safetensors")  # also weights in several files
+# Files to download: configuration, tokenizer, weights.
+PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", WEIGHTS, "model-*.safetensors")
 _without_tokenizer: set[Path] = set()  # folders of the hub's cache for which this process asked the hub for a tokenizer
 Kind = Literal["adapter", "model"]
 TOKENIZER = "its tokenizer"  # what a folder of the cache lacks
@@ -69,12 +68,11 @@ def inner(model: str) -> str:
     return name
 
 
-def folder_of(name: str, patterns: Sequence[str] = PATTERNS, weights: bool = False) -> Path:
+def folder_of(name: str, weights: bool = False) -> Path:
     """Return the folder of a model and its tokenizer.
 
     Args:
         name: a folder, or a repository on Hugging Face's hub.
-        patterns: the files to download from a repository.
         weights: whether the model's weights are needed. The hub's cache may have only the tokenizer of a repository.
 
     Raises:
@@ -87,7 +85,7 @@ def folder_of(name: str, patterns: Sequence[str] = PATTERNS, weights: bool = Fal
     if name.startswith((".", "/", "~")):
         raise DataError(f"model {name!r} was not found, because {paths} has no config.json: check the path")
     repository, _, revision = name.partition("@")
-    return _from_hub(name, repository, revision or None, paths, patterns, weights)
+    return _from_hub(name, repository, revision or None, paths, weights)
 
 
 def local_folder(name: str) -> Path | None:
@@ -142,8 +140,7 @@ def hub_problem(hub: Any) -> str:
     return problem[0]
 
 
-def _from_hub(name: str, repository: str, revision: str | None, paths: str, patterns: Sequence[str],
-              weights: bool) -> Path:
+def _from_hub(name: str, repository: str, revision: str | None, paths: str, weights: bool) -> Path:
     """Return the folder of a repository in the hub's cache, downloaded if necessary."""
     try:
         hub: Any = importlib.import_module("huggingface_hub")
@@ -152,12 +149,12 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
         raise DataError(f"model {name!r} was not found: neither {paths} has a config.json, and huggingface_hub, "
                         "which could download it, is not installed: pip install 'clbench[text]'") from None
     failures = (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError)
-    snapshot = partial(hub.snapshot_download, repository, allow_patterns=list(patterns))
+    snapshot = partial(hub.snapshot_download, repository, allow_patterns=list(PATTERNS))
     cached = None
     with suppress(*failures):
         folder = Path(snapshot(revision=revision, local_files_only=True))
         cached = folder if (folder / MODEL).is_file() else None
-    missing = "it" if cached is None else _missing_part(cached, patterns, weights)
+    missing = "it" if cached is None else _missing_part(cached, weights)
     if cached is not None and not missing:
         return cached
     reason = hub_problem(hub)
@@ -176,12 +173,12 @@ def _from_hub(name: str, repository: str, revision: str | None, paths: str, patt
                     f"{repository}` and copy its folder")
 
 
-def _missing_part(folder: Path, patterns: Sequence[str], weights: bool) -> str:
+def _missing_part(folder: Path, weights: bool) -> str:
     """Return which part of a model a folder of the hub's cache lacks, as words for a message; empty if none.
 
     A missing tokenizer is returned once for each folder, because not every repository has one.
     """
-    if weights and _lacks_weights(folder, patterns):
+    if weights and _lacks_weights(folder):
         return "its weights"
     if folder not in _without_tokenizer and not any(map(is_tokenizer_file, folder.iterdir())):
         _without_tokenizer.add(folder)
@@ -195,12 +192,13 @@ def is_tokenizer_file(path: Path) -> bool:
             or path.suffix in (".model", ".spm"))  # of SentencePiece
 
 
-def _lacks_weights(folder: Path, patterns: Sequence[str]) -> bool:
-    """Return whether a folder lacks files of weights that `patterns` select."""
-    index = folder / f"{WEIGHTS}.index.json"
-    parts = set(read_object(index).get("weight_map", {}).values()) if index.is_file() else {WEIGHTS}
-    return not (folder / WEIGHTS).is_file() and any(
-        not (folder / part).is_file() for part in parts if any(fnmatch(part, pattern) for pattern in patterns))
+def _lacks_weights(folder: Path) -> bool:
+    """Return whether a folder lacks weights, in one file or in the shards that its index lists."""
+    if (folder / WEIGHTS).is_file():
+        return False
+    with suppress(DataError):
+        return not (folder / INDEX).is_file() or not weight_files(folder / INDEX)
+    return True
 
 
 def published_as(weights: str) -> tuple[str, str | None]:
@@ -212,7 +210,7 @@ def published_as(weights: str) -> tuple[str, str | None]:
         weights: path of the file.
     """
     path = Path(weights)
-    if path.name != WEIGHTS or not (path.parent / "config.json").is_file():
+    if path.name not in (WEIGHTS, INDEX) or not (path.parent / "config.json").is_file():
         return "", None
     repositories = [part for part in path.parts if part.startswith(CACHED)]  # in the hub's cache
     if repositories:
@@ -221,20 +219,17 @@ def published_as(weights: str) -> tuple[str, str | None]:
 
 
 def weights_of(model: str) -> Path:
-    """Return the weights file of a model `hf:NAME`.
+    """Return the weights file of a model `hf:NAME`, or the index of its shards.
 
     Raises:
-        DataError: there is no `model.safetensors`.
+        DataError: there is neither.
     """
     folder = folder_of(inner(model), weights=True)
-    path = folder / WEIGHTS
-    if path.is_file():
-        return path
-    parts = sorted(p.name for p in folder.glob("*.safetensors.index.json"))
-    has = (f"its weights are in several files ({parts[0]}): load and save them as one by transformers' "
-           f"save_pretrained(max_shard_size='100GB')" if parts else
-           "save it as such by transformers' save_pretrained, or begin untrained (--weights none)")
-    raise DataError(f"model {model!r}: no {WEIGHTS} in {folder}; {has}")
+    for path in (folder / WEIGHTS, folder / INDEX):
+        if path.is_file():
+            return path
+    raise DataError(f"model {model!r}: no {WEIGHTS} in {folder}; save it as such by transformers' save_pretrained, or "
+                    "begin untrained (--weights none)")
 
 
 def read_config(folder: Path, kind: Kind) -> dict[str, Any]:

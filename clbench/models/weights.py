@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, message_of, typed_message
+from clbench.core.files import weight_files
 from clbench.core.pretrained import STARTS_UNTRAINED
 from clbench.models.network import Network
 
@@ -36,8 +37,9 @@ LEFT_OUT = ("pre_logits/",)  # a layer before the head in files for ImageNet-21k
 def load_weights(model: Network, path: Path, trainable_head: bool = False) -> list[str]:
     """Copy the weights of a file into the model, except a head of another size.
 
-    The file is safetensors, a state dict that `torch.load` reads with `weights_only` (no code in it is ever run), or
-    one of Google's vision transformers (.npz), which is converted to timm's names.
+    The file is safetensors, the index of a model in several such files, a state dict that `torch.load` reads with
+    `weights_only` (no code in it is ever run), or one of Google's vision transformers (.npz), which is converted to
+    timm's names.
     The names in the file are the model's own (`model.state_dict()`) or published names (`model.aliases`), with or
     without DataParallel's prefix `module.`.
 
@@ -108,16 +110,18 @@ def misfit(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, without the prefixes and keys that training scripts add.
+    """Return the tensors of a file, or of the shards that an index lists, by name.
 
-    Floating-point tensors of any precision become float32.
+    Prefixes and keys that training scripts add are removed. Floating-point tensors of any precision become float32.
 
     Raises:
         DataError: the file cannot be read, does not have tensors by name, or has quantized weights.
     """
+    paths = weight_files(path)
+    is_safe = paths[0].suffix == ".safetensors"
     try:
-        content: Any = (load_file(path) if path.suffix == ".safetensors" else read_npz(path) if path.suffix == ".npz"
-                        else torch.load(path, map_location="cpu", weights_only=True))
+        content: Any = {name: tensor for part in paths for name, tensor in load_file(part).items()} if is_safe else (
+            read_npz(path) if path.suffix == ".npz" else torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError,
             zipfile.BadZipFile) as error:
         raise DataError(f"weights {path} cannot be read: {message_of(error, 200)}") from None

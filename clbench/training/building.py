@@ -218,7 +218,7 @@ def check_model(network: Network, model: Resolved, stream: Stream, registry: Reg
 def _check_weights(weights: Weights) -> Path:
     """Return the path of a weights file, after checking that it has not changed since the trial was planned."""
     try:
-        digest = files.hash_file(weights.path)
+        digest = files.hash_weights(Path(weights.path))
     except OSError as error:
         raise DataError(f"cannot read weights {weights.path}: {error.strerror}") from None
     if digest != weights.sha256:

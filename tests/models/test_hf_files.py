@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clbench.core import files
 from clbench.core.errors import DataError
 from clbench.models import hf_files
 from clbench.models.hf_candidates import base_folder
@@ -91,6 +92,28 @@ def test_a_tokenizer_that_the_cache_lacks_is_downloaded_if_the_hub_has_one(repos
     assert not repository.asked  # a process asks once
     hf_files._without_tokenizer.clear()
     assert "tokenizer.json" in names(folder_of("a/b")) and repository.asked == ["c0ffee"]
+
+
+def test_the_weights_of_a_divided_model_are_its_index(repository):
+    repository(PARTS, PARTS[:2])
+    assert weights_of("hf:a/b").name == "model.safetensors.index.json" and repository.asked == ["c0ffee"]
+
+
+@pytest.mark.parametrize(("index", "words"), [
+    ('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}',
+     r"1 of 2 shards are missing: model-2\.safetensors$"),
+    ('{"weight_map": {"a": "../model-1.safetensors"}}', "is not a name of a file in the same folder"),
+    ('{"weight_map": {}}', "cannot be read as an index of shards"),
+    ('{"weight_map": {"a": 1}}', "cannot be read as an index of shards"),
+    ('{"metadata": {}}', "cannot be read as an index of shards"),
+    ("[", "cannot be read as an index of shards"),
+])
+def test_an_index_of_shards_that_are_not_there_is_an_error(tmp_path, index, words):
+    (tmp_path / "model-1.safetensors").write_bytes(b"")
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(DataError, match=words):
+        files.hash_weights(path)
 
 
 def test_missing_weights_are_an_error_without_a_connection(repository, monkeypatch):

@@ -172,6 +172,25 @@ def test_a_kept_model_is_exported_for_transformers(folder, tmp_path):
         continue_trial(tmp_path / "run", None, Resolved(name="x"), ExecutionSettings(), "cpu")
 
 
+def test_a_model_in_several_files_gives_the_results_of_one_file(folder, tmp_path):
+    transformers, _ = quiet()
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(folder / "model"))
+    shards = tmp_path / "model"
+    save(shards, model)
+    (shards / "model.safetensors").unlink()
+    model.save_pretrained(str(shards), max_shard_size="60KB")
+    names = sorted(path.name for path in shards.glob("*.safetensors"))
+    assert len(names) > 1
+    (tmp_path / "tasks").symlink_to(folder / "tasks")
+    recipe = {"iterations": 3, "batch_size": 4, "lr": 1e-3}
+    (one,), (several,) = (run(place, "lora:rank=2", recipe=recipe) for place in (folder, tmp_path))
+    assert several.R == one.R and several.trial.weights.path == str(shards / "model.safetensors.index.json")
+    assert several.trial.weights.sha256 != one.trial.weights.sha256
+    (shards / names[-1]).unlink()
+    with pytest.raises(SpecError, match=rf"1 of {len(names)} shards are missing: {names[-1]}"):
+        run(tmp_path, "lora:rank=2", recipe=recipe)
+
+
 def test_a_base_that_learns_the_first_task_may_change_the_starting_model(folder):
     for method in ("lora:base=task1:rank=8", "independent:base=task1"):
         record, = run(folder, method, recipe={"iterations": 6, "batch_size": 4, "lr": 1e-3})
