@@ -102,7 +102,7 @@ def test_a_probe_alone_has_its_columns_and_no_bar():
      "loses 78 points, 71 of them by confusing classes of different tasks (52 by task-recency bias). Try to align the "
      "head, or replay"),
     ({WITHIN: 0.02, BIAS: -0.01, CONFUSED: 0.39}, 0.40, {"probe": 0.95},
-     "loses 40 points, 38 of them by confusing classes of different tasks (none by task-recency bias). A linear probe "
+     "loses 40 points, 39 of them by confusing classes of different tasks (none by task-recency bias). A linear probe "
      "on its features loses only 5 points. Try to refit the head, or replay"),
     ({WITHIN: 0.02, BIAS: 0.1, CONFUSED: 0.28}, 0.40, {"probe": 0.65},
      "A linear probe is hardly better, so the features must separate tasks better"),

@@ -160,9 +160,9 @@ def _largest_part(means: Means) -> tuple[str, str]:
         return (f"{loses}, {points(parts[MISGUIDED])} of them by inferring the wrong task",
                 "Try another way to infer the task")
     bias = parts[BIAS]
-    bias_share = f"{points(bias)} by task-recency bias" if bias >= FEW else "none by task-recency bias"
-    return (f"{loses}, {points(between)} of them by confusing classes of different tasks ({bias_share})",
-            _advise_between(means))
+    confused, by_bias = (between, points(bias)) if bias >= FEW else (parts[CONFUSED], "none")
+    return (f"{loses}, {points(confused)} of them by confusing classes of different tasks ({by_bias} by task-recency "
+            "bias)", _advise_between(means))
 
 
 def _advise_within(means: Means) -> str:

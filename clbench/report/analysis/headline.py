@@ -140,7 +140,7 @@ def _open_names(setting: Setting, labels: Sequence[str]) -> str:
     """Name the methods that are not significantly worse. Untuned methods are marked if other methods were tuned."""
     methods = {m.label: m for m in setting.methods}
     some_tuned = any(m.searched and not m.reference for m in setting.methods)
-    return join_names([f"{label} (untuned)" if some_tuned and not methods[label].searched else label
+    return join_names([f"{label} (not tuned)" if some_tuned and not methods[label].searched else label
                        for label in labels], NAMES)
 
 
@@ -268,16 +268,17 @@ def _times(ratio: float) -> str:
 
 
 def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
-    """Yield the Pareto front of each cost and the metric, cheapest first. Costs with the same front share a line."""
+    """Yield the Pareto front of each cost and the metric, best method first. Costs with the same front share a line."""
     measures = {m.column.title: m for m in setting.measures}
     costs: dict[tuple[str, ...], list[str]] = {}
     for title, labels in facts.fronts.items():
         if labels:
             costs.setdefault(labels, []).append(measures[title].column.name + _without_zeros(setting, measures[title]))
     for labels, titles in list(costs.items())[:FRONTS]:
-        descriptions = [_with_value(setting, facts, label) for label in labels]
+        descriptions = [_with_value(setting, facts, label) for label in reversed(labels)]  # the cheapest last
+        most = NAMES + (len(labels) == NAMES + 1)  # "and 1 more" is no shorter than a name
         words = join_names(titles, len(titles))
-        yield f"between {setting.metric.label} and {words}: {list_names(descriptions, NAMES)}."
+        yield f"between {setting.metric.label} and {words}: {list_names(descriptions, most)}."
 
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:
