@@ -149,21 +149,23 @@ class Budget:
 
 
 class PhaseSpec(int):
-    """The number of a phase of a task, 0, 1, ..., with its number of steps and its learning rate.
+    """The number of a phase of a task, 0, 1, ..., with its number of steps and its learning rates.
 
     Args:
         number: the number of the phase.
         steps: the number of optimizer steps in the phase.
         lr: the recipe's initial learning rate, before warm-up, schedule and `Strategy.learning_rates`.
+        head_lr: that of the heads (`Strategy.head_parameters`) if the recipe has one, else None.
     """
 
     steps: int
     lr: float
+    head_lr: float | None
 
-    def __new__(cls, number: int, steps: int = 0, lr: float = 0.0) -> PhaseSpec:
-        """Create an int with the attributes `steps` and `lr`."""
+    def __new__(cls, number: int, steps: int = 0, lr: float = 0.0, head_lr: float | None = None) -> PhaseSpec:
+        """Create an int with these attributes."""
         phase = super().__new__(cls, number)
-        phase.steps, phase.lr = steps, lr
+        phase.steps, phase.lr, phase.head_lr = steps, lr, head_lr
         return phase
 
 

@@ -61,12 +61,12 @@ def phases_of(strategy: Strategy, task: Task, recipe: Recipe, steps: int) -> lis
         latest_end = steps - (len(shares) - number)
         ends.append(min(max(round(steps * cumulative_share / total), ends[-1] + 1), latest_end))
     parts = [end - begin for begin, end in itertools.pairwise(ends)]
-    return [PhaseSpec(number, part, recipe.lr) for number, part in enumerate(parts)]
+    return [PhaseSpec(number, part, recipe.lr, recipe.head_lr) for number, part in enumerate(parts)]
 
 
 def whole_phase(recipe: Recipe, stream: Stream) -> PhaseSpec:
     """Return the only phase of a stream with hidden boundaries, which has the steps of all tasks."""
-    return PhaseSpec(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr)
+    return PhaseSpec(0, steps_of(recipe, sum(len(task.train) for task in stream.tasks)), recipe.lr, recipe.head_lr)
 
 
 def describe_task_steps(recipe: Recipe, samples: Sequence[int]) -> str:

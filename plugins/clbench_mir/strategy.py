@@ -33,6 +33,7 @@ Reference codes differ:
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
@@ -54,11 +55,12 @@ class MIR(ER):
     def __init__(self, model: Network, stream_info: StreamInfo, options: Options | None = None) -> None:
         """Start with an empty memory."""
         super().__init__(model, stream_info, options or MIROptions())
-        self.lr = 0.0  # learning rate of the virtual step
+        self.lr = self.head_lr = 0.0  # learning rates of the virtual step
 
     def before_phase(self, task: Task, phase: PhaseSpec) -> None:
-        """Store the learning rate."""
+        """Store the learning rates."""
         self.lr = phase.lr
+        self.head_lr = phase.lr if phase.head_lr is None else phase.head_lr
 
     def replay(self, batch: Batch) -> Samples:
         """Return the candidates with the highest scores, highest first."""
@@ -77,9 +79,13 @@ class MIR(ER):
                 gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             with torch.no_grad():
                 x = self.stream_info.prepare(candidates.x)
-                ahead = {name: p - self.lr * g for (name, p), g in zip(parameters.items(), gradients, strict=True)
-                         if g is not None}
+                ahead = {name: p - self._rate(name) * g
+                         for (name, p), g in zip(parameters.items(), gradients, strict=True) if g is not None}
                 return self._losses(functional_call(self, ahead, (x,)), candidates) - self._losses(self(x), candidates)
+
+    def _rate(self, name: str) -> float:
+        """Return the learning rate of a parameter."""
+        return self.head_lr if any(fnmatchcase(name, pattern) for pattern in self.head_parameters) else self.lr
 
     def _losses(self, logits: Tensor, samples: Samples) -> Tensor:
         """Return the cross-entropy of each sample [M]."""

@@ -12,7 +12,7 @@ from clbench.strategy.granted import PhaseSpec
 from clbench.testing.tiny import bench
 
 
-def ready(scenario="class", lr=0.4, **options):
+def ready(scenario="class", lr=0.4, head_lr=None, **options):
     """Return a strategy in its third task, with a memory of the first two."""
     strategy = make(MIR, MIROptions(**options), scenario, deep_model)
     for index in range(2):
@@ -21,7 +21,7 @@ def ready(scenario="class", lr=0.4, **options):
         strategy.after_task(task(index))
     if scenario == "class":
         strategy.class_mask[:] = True
-    strategy.before_phase(task(2), PhaseSpec(0, 10, lr))
+    strategy.before_phase(task(2), PhaseSpec(0, 10, lr, head_lr))
     return strategy
 
 
@@ -32,9 +32,9 @@ def one_loss(model, x, y, task_, scenario):
     return own.exp().sum().log() - logits[y]
 
 
-@pytest.mark.parametrize("scenario", ["task", "class"])
-def test_the_most_interfered_are_replayed_by_brute_force(scenario):
-    strategy = ready(scenario, capacity=24, replayed=5, candidates=3)
+@pytest.mark.parametrize(("scenario", "head_lr"), [("task", None), ("class", None), ("class", 1.5)])
+def test_the_most_interfered_are_replayed_by_brute_force(scenario, head_lr):
+    strategy = ready(scenario, head_lr=head_lr, capacity=24, replayed=5, candidates=3)
     new = batch(2)
     twin = copy.deepcopy(strategy)
     drawn = twin.sample(15)  # the same draw
@@ -42,8 +42,8 @@ def test_the_most_interfered_are_replayed_by_brute_force(scenario):
     losses = [one_loss(plain, x, int(y), 2, scenario) for x, y in zip(new.x, new.y, strict=True)]
     gradients = torch.autograd.grad(torch.stack(losses).mean(), list(plain.parameters()))
     stepped = copy.deepcopy(plain)
-    for p, g in zip(stepped.parameters(), gradients, strict=True):
-        p.data -= 0.4 * g
+    for (name, p), g in zip(stepped.named_parameters(), gradients, strict=True):
+        p.data -= (head_lr if head_lr and name.startswith("head.") else 0.4) * g
     with torch.no_grad():
         rises = [float(one_loss(stepped, x, int(y), int(t), scenario) - one_loss(plain, x, int(y), int(t), scenario))
                  for x, y, t in zip(drawn.x, drawn.y, drawn.tasks, strict=True)]
