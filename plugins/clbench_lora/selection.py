@@ -148,11 +148,14 @@ def remarks(model: Network, options: LowRankOptions, method: str = "lora") -> li
     """
     left_out = choose(model, options.layers, method, options.targets).left_out
     notes = [f"layers = {options.layers} leaves out what cannot be adapted: {left_out}"] if left_out else []
-    others = dict.fromkeys(re.sub(r"\d+", "*", name) for name, layer in model.named_modules() if isinstance(
-        layer, nn.Linear) and re.match(INSIDE, name) and not re.fullmatch(ATTENTION, name))
+    inside = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and re.match(INSIDE, name)]
+    others = dict.fromkeys(re.sub(r"\d+", "*", name) for name in inside if not re.fullmatch(ATTENTION, name))
     if options.layers == "attention" and others:
         notes.append("layers = attention leaves out layers in attention that are not q, k, v or the output projection "
                      f"by their names: {', '.join(others)}")
+    if inside and options.layers == "all" and not options.targets and not has_parts(model, options.PAPER):
+        notes.append("all layers have adapters, because the parts that the method's paper adapts "
+                     f"({'+'.join(options.PAPER)}) are not layers of their own in this model")
     return notes
 
 

@@ -370,7 +370,10 @@ def test_attention_of_text_models_is_whole(tmp_path, kind, names):
     model = text_model(f"hf:{tmp_path}", TextModelOptions(), (12,), 4)
     chosen = [re.sub(r".*?\.attention\.", "", name) for name in select(model, "attention")]
     assert chosen == 2 * names.split()
-    assert LoRAOptions().settled(True, lambda: model).targets == ([] if kind == "neox" else ["q", "v"])
+    settled = LoRAOptions().settled(True, lambda: model)
+    assert settled.targets == ([] if kind == "neox" else ["q", "v"])
+    assert remarks(model, settled) == (["all layers have adapters, because the parts that the method's paper "
+                                        "adapts (q+v) are not layers of their own in this model"] * (kind == "neox"))
 
 
 def test_other_layers_in_attention_are_noted():
