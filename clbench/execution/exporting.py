@@ -30,6 +30,7 @@ from clbench.results.store import MODEL, Store
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 PROGRAM, ONNX, ABOUT = "model.pt2", "model.onnx", "model.json"
+OTHERS = (MODEL, f"{MODEL}.index.json", "config.json", PROGRAM, ONNX, ABOUT)  # files that another model may have
 CONFIGURATION = (".json", ".jinja", ".model", ".txt")  # suffixes of a language model's files besides its weights
 NEEDS = ("onnx", "onnxscript")  # packages of the extra clbench[onnx]
 
@@ -66,7 +67,8 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
 
     Raises:
         SpecError: there is no such model, or it cannot be written as a program.
-        StoreError: there is no such trial, its model was not saved, or files cannot be written.
+        StoreError: there is no such trial, its model was not saved, the folder has another model, or files cannot be
+            written.
     """
     store, registry = Store(run), discover(files=plugins)
     record = find_record(store, trial, registry)
@@ -76,6 +78,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     if task is not None and task >= record.learned:
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
+        _refuse_other_model(record, to)
         if form == "safetensors" and task is not None:
             network = load_model(run, record.key, task=task, plugins=plugins)
             path = _write_weights(network, record, to)
@@ -98,6 +101,28 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         return [path, _write_description(record, model, to, task, is_plain)]
     except OSError as error:
         raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
+
+
+def _refuse_other_model(record: Record, to: Path) -> None:
+    """Check that writing to a folder replaces no other model; an earlier export of the same trial may be replaced.
+
+    Raises:
+        StoreError: the folder has the weights from which the trial started, or another model.
+        OSError: the folder cannot be read.
+    """
+    weights = record.trial.weights
+    if weights is not None and not weights.named and Path(weights.path).parent.resolve() == to.resolve():
+        raise StoreError(f"{to} has the weights from which {record.name} started; choose another folder with --to")
+    found = next((name for name in OTHERS if (to / name).exists()), None)
+    if found is None:
+        return
+    try:
+        is_own = json.loads((to / ABOUT).read_text(encoding="utf-8"))["record"] == record.key
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # it is no export
+        is_own = False
+    if not is_own:
+        raise StoreError(f"{to} has a {found} that is not from an export of {record.name}; choose another folder with "
+                         "--to")
 
 
 def _write_weights(network: Network, record: Record, to: Path) -> Path:

@@ -126,6 +126,18 @@ def test_a_model_in_bfloat16_is_exported_in_the_precision_of_its_training(runs, 
     torch.testing.assert_close(theirs[test.x >= 0], ours[test.x >= 0], rtol=1e-5, atol=1e-5)
 
 
+def test_an_export_never_replaces_the_base(runs, finished):
+    before = {path.name: path.read_bytes() for path in runs.model.iterdir()}
+    record = next(r for r in Store(finished).read()[0] if r.label == "lora")
+    with pytest.raises(StoreError, match="has the weights from which lora/0 started; choose another folder with --to"):
+        export(finished, "lora/0", runs.model, task=1)
+    (runs.model / "model.json").write_text(json.dumps({"record": record.key}))
+    with pytest.raises(StoreError, match="choose another folder"):
+        export(finished, "lora/0", runs.model, task=1)
+    (runs.model / "model.json").unlink()
+    assert {path.name: path.read_bytes() for path in runs.model.iterdir()} == before
+
+
 def test_files_have_the_base_s_name_and_no_head(runs, finished):
     for method in ("lora", "seq-lora"):
         folder = adapters_of(finished, method).folder
