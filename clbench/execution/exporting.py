@@ -113,16 +113,16 @@ def _refuse_other_model(record: Record, to: Path) -> None:
     weights = record.trial.weights
     if weights is not None and not weights.named and Path(weights.path).parent.resolve() == to.resolve():
         raise StoreError(f"{to} has the weights from which {record.name} started; choose another folder with --to")
-    found = next((name for name in OTHERS if (to / name).exists()), None)
-    if found is None:
+    existing = next((name for name in OTHERS if (to / name).exists()), None)
+    if existing is None:
         return
     try:
-        is_own = json.loads((to / ABOUT).read_text(encoding="utf-8"))["record"] == record.key
+        is_same_trial = json.loads((to / ABOUT).read_text(encoding="utf-8"))["record"] == record.key
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # it is no export
-        is_own = False
-    if not is_own:
-        raise StoreError(f"{to} has a {found} that is not from an export of {record.name}; choose another folder with "
-                         "--to")
+        is_same_trial = False
+    if not is_same_trial:
+        raise StoreError(f"{to} has a {existing} that is not from an export of {record.name}; choose another folder "
+                         "with --to")
 
 
 def _write_weights(network: Network, record: Record, to: Path) -> Path:
