@@ -133,7 +133,7 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
     refuse_foreign(source, adapter)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is not an empty folder; choose another")
-    if source.has_base:
+    if source.has_base or not adapter.config.base_model_name_or_path:  # the second raises an error: W is nowhere else
         write_base(to / BASE, source.base(), source.names)
     write_adapter(to, adapter)
     try:

@@ -76,8 +76,16 @@ class TrialAdapters:
         return sorted(int(m[1]) for m in matches if m)
 
     def base(self) -> dict[str, Tensor]:
-        """Return W and the original head, by their names in the model without adapters."""
-        return read_base(self.folder / BASE) if self.has_base else self.model().state_dict()
+        """Return W and the original head, by their names in the model without adapters.
+
+        Without a file, the W of a language model is that of the trial's model, whose own folder or repository has it.
+
+        Raises:
+            StoreError: the file is missing or cannot be read.
+        """
+        if self.of_language_model and not self.has_base:
+            return self.model().state_dict()
+        return read_base(self.folder / BASE)
 
     @property
     def has_base(self) -> bool:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,6 +265,21 @@ def test_another_base_is_an_error_and_another_head_is_not(tmp_path):
             with pytest.raises(StoreError, match=r"was trained on another base|does not fit model"):
                 use(source)
     assert not (tmp_path / "m.safetensors").exists()
+    assert not (tmp_path / "to").exists()
+
+
+def test_without_its_base_an_adapter_is_not_handed_on(tmp_path, monkeypatch):
+    _, source = keep(tmp_path)
+    whole, path = source.base(), source.folder / "base.safetensors"
+    path.unlink()
+    source = find(tmp_path)
+    # A trial with pretrained weights starts from the same base.
+    monkeypatch.setattr(type(source), "model", lambda _: SimpleNamespace(state_dict=lambda: whole))
+    for use in (lambda: adapters.export(source, 0, tmp_path / "to"),
+                lambda: adapters.combine(source, [0, 1], [0.5, 0.5], tmp_path / "to"),
+                lambda: adapters.merge(source, 0, tmp_path / "merged.safetensors")):
+        with pytest.raises(StoreError, match=r"base \S+base\.safetensors cannot be read: .*restore it from a copy"):
+            use()
     assert not (tmp_path / "to").exists()
 
 

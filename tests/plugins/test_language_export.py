@@ -4,6 +4,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -282,6 +283,16 @@ def test_w_is_written_if_it_is_nowhere_else(runs, tmp_path):
     assert set(base) == set(load(runs.model).state_dict())
     assert not torch.equal(base["model.layers.0.mlp.up_proj.weight"],
                            load(runs.model).state_dict()["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_without_its_base_an_adapter_of_an_unpublished_base_is_not_handed_on(finished, tmp_path):
+    source = adapters_of(finished, "lora")
+    shutil.copytree(source.folder, tmp_path / "lost")
+    config = tmp_path / "lost" / "task0" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(StoreError, match=r"base \S+base\.safetensors cannot be read"):
+        adapters.export(replace(source, folder=tmp_path / "lost"), 0, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
 
 
 def test_where_weights_are_published(tmp_path):
