@@ -543,6 +543,29 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
         assert reason in err
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_an_adapter_of_embeddings_is_scaled_if_its_copies_are_those_of_the_base(capsys, folder, tmp_path, sharded):
+    base = folder / "base"
+    if sharded:
+        base = tmp_path / "base"
+        load(folder / "base").save_pretrained(str(base), max_shard_size="40KB")
+        make_tokenizer().save_pretrained(str(base))
+        assert (base / "model.safetensors.index.json").is_file()
+    embeddings = {**LORA, "target_modules": ["q_proj", "embed_tokens"]}
+    adapter(base, tmp_path / "same", **embeddings)
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    weights = load_file(tmp_path / "same" / "adapter_model.safetensors")
+    shutil.copytree(tmp_path / "same", tmp_path / "other")
+    save_file({**weights, name: weights[name] + 0.5}, tmp_path / "other" / "adapter_model.safetensors")
+    for options in ((*FILES, *DIAL), ("--export-scale", "0.5", "--to", tmp_path / "half")):
+        assert call(capsys, folder, base, tmp_path / "same", *options)[0] == 0
+    assert torch.equal(load_file(tmp_path / "half" / "adapter_model.safetensors")[name], weights[name])
+    for options in ((*FILES, *DIAL), ("--export-scale", "0.5", "--to", tmp_path / "made")):
+        code, _, err = call(capsys, folder, base, tmp_path / "other", *options)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert f"it replaces weights of the base, such as {name}" in err
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (("base", "adapter"), "name at least one file"), (("base", "--tasks", "old.jsonl"), "name at least one adapter"),
     (("base", "adapter", "--tasks", "old.jsonl", *DIAL), "name the file of the new task by --new FILE"),
