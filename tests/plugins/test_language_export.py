@@ -14,7 +14,7 @@ from clbench_lora.card import card
 from clbench_lora.files import read_adapter
 from helpers.language_models import CITIES, load, make_model, quiet, save, write_lines
 from helpers.language_runs import LanguageRuns, as_transformers, learn, logits
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from clbench import cli
 from clbench.core.artifacts import BASE, task_folder
@@ -211,6 +211,22 @@ def test_commands_list_show_export_and_remove(runs, finished, tmp_path, call):
     shutil.copytree(finished, copied)
     assert call("adapters", "remove", copied, "lora/0", "--task", "2")[1] == "removed task 2; left: 1, 3\n"
     assert adapters_of(copied, "lora").tasks == [0, 2]
+
+
+def test_the_advice_on_a_damaged_adapter_works_for_language_models(finished, tmp_path, call):
+    shutil.copytree(finished, tmp_path / "run")
+    source = adapters_of(tmp_path / "run", "lora")
+    path = source.folder / "task1" / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    tensors = {name: tensor[:, :16].clone() for name, tensor in load_file(path).items()}
+    for damage in (lambda: path.write_bytes(whole[:200]), lambda: save_file(tensors, path)):
+        damage()
+        for command in (("adapters", "show", tmp_path / "run", "lora/0", "--task", "2"),
+                        ("export", tmp_path / "run", "lora/0", "--task", "2", "--to", tmp_path / "to")):
+            code, _, err = call(*command)
+            assert code == 2 and len(err.strip().splitlines()) == 1
+            assert "restore it from a copy, or run the experiment again with another --out" in err
+    assert not (tmp_path / "to").exists()
 
 
 def test_adapters_are_combined_exactly(runs, finished, tmp_path, call):
