@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, SpecError, StoreError
-from clbench.core.files import weight_files
+from clbench.core.files import explain_unreadable, weight_files
 from clbench.models.causal_lm import explain_errors
 from clbench.models.hf_candidates import Candidate, base_folder
 from clbench.models.hf_files import ADAPTER_WEIGHTS, INDEX, WEIGHTS, read_config
@@ -116,7 +116,9 @@ def export_scaled(candidate: Candidate, scale: float, target: Path, base: str) -
     source = _weights_file(candidate)
     if source.suffix != ".safetensors":
         raise DataError(f"{source}: only adapters in safetensors can be exported")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    with explain_unreadable("choose a new folder for the scaled adapter"):
+        is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not is_free:
         raise StoreError(f"{target} is not an empty folder; choose a new folder for the scaled adapter")
     weights = {name: tensor * scale if ".lora_B." in name or ".lora_embedding_B" in name else tensor
                for name, tensor in load_file(source).items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.language_models import codes, load, make_model, make_tokenizer, marked, quiet, save, train, write_lines
+from helpers.unreadable import make_unreadable
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -507,6 +508,30 @@ def test_a_base_with_a_revision_takes_the_adapters_of_its_repository(folder, tmp
         Base(folder / "base", name, make_tokenizer(), torch.device("cpu")).check(candidate)
     with pytest.raises(DataError, match=r"was trained on me/Mine, and the base is me/other@main"):
         Base(folder / "base", "me/other@main", make_tokenizer(), torch.device("cpu")).check(candidate)
+
+
+def test_folders_that_cannot_be_read(capsys, folder, tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    for name in ("base", "base2"):
+        shutil.copytree(folder / "base", private / name)
+    shutil.copytree(folder / "adapter", private / "adapter")
+    named = {name: tmp_path / name for name in ("same", "other")}
+    for target, base in zip(named.values(), ("base", "base2"), strict=True):
+        edit(folder / "adapter", target, "adapter_config.json",
+             lambda c, base=base: c.update(base_model_name_or_path=str(private / base)))
+    make_unreadable(monkeypatch, private)
+    base = folder / "base"
+    assert call(capsys, folder, base, named["same"], "--tasks", "old.jsonl")[0] == 0  # the names are compared
+    half = ("--export-scale", "0.5", "--to", private / "half")
+    for arguments, reason in (((base, named["other"], "--tasks", folder / "old.jsonl"), "was trained on"),
+                              ((base, private / "adapter", "--tasks", folder / "old.jsonl"), "cannot read"),
+                              ((base, private, "--tasks", folder / "old.jsonl"), "cannot read"),
+                              ((private / "base", named["same"], "--tasks", folder / "old.jsonl"), "cannot read"),
+                              ((base, named["same"], *half), "cannot read")):
+        code = cli.call(["forget", *map(str, arguments)])
+        err = capsys.readouterr().err
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert reason in err and str(private) in err
 
 
 def test_a_full_disk_is_an_error_of_one_line_when_a_scaled_adapter_is_written(capsys, folder, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from clbench_lora.peft_format import fingerprint
 from clbench_lora.reload import load
 from helpers.adapters import keep, plain
 from helpers.per_task import answer, inputs, make_task
+from helpers.unreadable import make_unreadable
 from safetensors.torch import load_file, save_file
 
 import clbench
@@ -352,6 +353,18 @@ def test_an_adapter_with_wrong_sizes_is_an_error_of_one_line(tmp_path, capsys, o
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "to").exists()
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_an_unreadable_place_is_an_error_of_one_line(tmp_path, monkeypatch):
+    _, source = keep(tmp_path / "run")
+    private = tmp_path / "private"
+    make_unreadable(monkeypatch, private)
+    for use in (lambda: adapters.export(source, 0, private / "to"), lambda: adapters.export(source, 0, private),
+                lambda: adapters.combine(source, [0, 1], [1, 1], private / "to"),
+                lambda: adapters.merge(source, 0, private / "merged.safetensors")):
+        private.mkdir(exist_ok=True)
+        with pytest.raises(StoreError, match=r"cannot read \S+private\S*: Permission denied; choose another"):
+            use()
 
 
 def test_layer_summaries_by_hand(tmp_path):
