@@ -20,7 +20,13 @@ from clbench.core.artifacts import save_tensors
 from clbench.core.errors import SpecError, StoreError, typed_message
 from clbench.core.files import write_atomically
 from clbench.core.registry import discover
-from clbench.execution.loading import SavedModel, find_record, load_model
+from clbench.execution.loading import (
+    SavedModel,
+    find_record,
+    is_of_language_model,
+    load_model,
+    without_network,
+)
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
@@ -86,6 +92,9 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
             is_described = (store.artifacts / record.key / MODEL).is_file() and not isinstance(network, LanguageModel)
             model, is_plain = SavedModel(store, record, registry) if is_described else None, True
         else:
+            if is_of_language_model(record) and not (store.artifacts / record.key / MODEL).is_file():
+                raise SpecError(f"{record.name} saved no whole model; "
+                                f"{without_network(record, store.artifacts / record.key, registry)}")
             model = SavedModel(store, record, registry)
             if model.is_language_model and model.network is None:
                 raise SpecError(model.not_exportable)

@@ -93,8 +93,9 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
         SpecError: the adapter cannot be merged (`arithmetic.merged`), or the name does not end in .safetensors.
         StoreError: the file exists, or cannot be written.
     """
-    source.refuse_language_model("merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it, "
-                                 "with a configuration and a tokenizer to save next to it")
+    source.refuse_language_model(
+        "merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it" if source.is_shared else
+        "clbench export --task N merges it and writes a model for transformers")
     if to.suffix != ".safetensors":
         raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
     with explain_unreadable("choose another place"):

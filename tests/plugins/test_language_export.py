@@ -110,6 +110,29 @@ def test_a_model_that_transformers_cannot_load_is_not_exported(runs, tmp_path, m
     assert not (tmp_path / "model").exists()
 
 
+def test_advice_on_models_without_a_plain_network_is_not_refused_later(runs, finished, tmp_path, call):
+    store = Store(tmp_path / "run")
+    runner = TrialRunner(runs.runner.settings.model_copy(update={"keep": "models"}), "cpu", "a test",
+                         artifacts=store.artifacts)
+    for method in ("lora", "seq-lora", "osf"):
+        store.write(runner.run(runs.planned(method)[0]))
+    whole = "methods that change only the weights of the network, such as naive and er, save one with --keep models"
+    task, own = "clbench export --task N writes the model of task N", "clbench adapters export writes its adapters"
+    for run, trial, options, advice in (
+            (finished, "lora/0", (), task), (finished, "seq-lora/0", (), own), (finished, "independent/0", (), whole),
+            (finished, "seq-lora/0", ("--task", "2"), own), (tmp_path / "run", "lora/0", (), task),
+            (tmp_path / "run", "seq-lora/0", (), own), (tmp_path / "run", "seq-lora/0", ("--task", "2"), own),
+            (tmp_path / "run", "osf/0", (), whole), (tmp_path / "run", "osf/0", ("--task", "2"), whole)):
+        code, _, err = call("export", run, trial, "--to", tmp_path / "to", *options)
+        assert code == 2 and err.strip().endswith(f"; {advice}") and len(err.strip().splitlines()) == 1, err
+    assert call("export", finished, "lora/0", "--to", tmp_path / "to", "--task", "2")[0] == 0
+    test = runner.stream(runs.planned("lora")[0].trial).tasks[1].test
+    with torch.no_grad():
+        merged, adapted = (model(**as_transformers(test)).logits[test.x >= 0] for model in (
+            load(tmp_path / "to"), by_peft(runs.model, adapters_of(finished, "lora").folder / "task1")))
+    torch.testing.assert_close(merged, adapted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("method", "task"), [("naive", None), ("lora", 2)])
 def test_a_model_in_bfloat16_is_exported_in_the_precision_of_its_training(runs, tmp_path, method, task):
     store = Store(tmp_path / "run")
@@ -244,7 +267,8 @@ def test_adapters_are_combined_exactly(runs, finished, tmp_path, call):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("adapters", "merge", "lora/0", "--task", "1", "--to", "w.safetensors"), "merge_and_unload"),
+    (("adapters", "merge", "lora/0", "--task", "1", "--to", "w.safetensors"), "clbench export --task N merges it"),
+    (("adapters", "merge", "seq-lora/0", "--task", "1", "--to", "w.safetensors"), "merge_and_unload"),
     (("adapters", "eval", "lora/0"), "clbench forget BASE ADAPTER --tasks FILE scores them"),
     (("adapters", "add", "seq-lora/0", "--task", "1"), "clbench run with more tasks trains them"),
     (("lora", "spectrum"), "which independent saves for classification only"),
