@@ -116,7 +116,7 @@ def command(context: click.Context, /, base: str, models: tuple[Path, ...], task
     if not files:
         require_only(context, FOR_EXPORT, "files to score: name at least one by --tasks, --general or --new")
     if export_scale is not None and to is not None:
-        export(models, export_scale, to)
+        export(base, models, export_scale, to)
         if not files:
             return 0
     from clbench.core.objective import EXACT, NLL
@@ -135,15 +135,15 @@ def command(context: click.Context, /, base: str, models: tuple[Path, ...], task
     return int(fail_on == LOST and bool(audit.lost))
 
 
-def export(models: tuple[Path, ...], scale: float, target: Path) -> None:
-    """Write a scaled adapter."""
+def export(base: str, models: tuple[Path, ...], scale: float, target: Path) -> None:
+    """Write a scaled adapter of a base."""
     from clbench.models.hf_candidates import find_candidates
     from clbench.models.lora_scale import export_scaled
 
     candidates = find_candidates(models)
     if len(candidates) != 1:
         raise click.UsageError(f"--export-scale takes one adapter, found {len(candidates)} models")
-    export_scaled(candidates[0], scale, target)
+    export_scaled(candidates[0], scale, target, base)
     click.echo(f"adapter: {target}", err=True)
 
 

@@ -115,8 +115,8 @@ def export(run: Path, trial: str | None, to: Path, form: Format, task: int | Non
 
     RUN is the run folder. TRIAL is label/seed, as in er/0, or label/scenario/seed, as in er/class/0, or the first 4 or
     more characters of a key. You can omit it if there is only one finished trial. The run must have used --keep models
-    or --keep state. clbench also writes model.json, which describes the inputs, preprocessing, class names and
-    accuracy. See docs/save-models.md.
+    or --keep state; lora and independent need neither with --task. clbench also writes model.json, which describes the
+    inputs, preprocessing, class names and accuracy. See docs/save-models.md.
     """
     from clbench.execution import exporting
 

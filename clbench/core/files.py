@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from clbench.core.errors import DataError, StoreError
+from clbench.core.errors import ClbenchError, DataError, StoreError
 
 try:
     import fcntl
@@ -49,6 +49,19 @@ def make_folder(folder: Path, advice: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise StoreError(f"cannot write to the folder {folder}: {error.strerror or error}; {advice}") from error
+
+
+@contextlib.contextmanager
+def explain_unreadable(advice: str, kind: type[ClbenchError] = StoreError) -> Iterator[None]:
+    """Convert the error of a file or folder that cannot be read into one of one line, which ends with an advice.
+
+    Raises:
+        ClbenchError: of the class `kind`; a file or folder that the block uses cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot read {error.filename}: {error.strerror or error}; {advice}") from None
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

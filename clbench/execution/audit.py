@@ -159,7 +159,7 @@ class Auditor:
         """Check that there is exactly one plain LoRA adapter, a file of the new task and another file."""
         if len(self.candidates) != 1:
             raise SpecError(f"--scale takes one adapter, found {len(self.candidates)} models")
-        check_plain(self.candidates[0])
+        check_plain(self.candidates[0], self.request.base)
         compared = "--scale compares the gain on the new task with losses on other files"
         roles = {role for role, _ in self.request.files}
         if "new" not in roles:

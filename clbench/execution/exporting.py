@@ -20,7 +20,13 @@ from clbench.core.artifacts import save_tensors
 from clbench.core.errors import SpecError, StoreError, typed_message
 from clbench.core.files import write_atomically
 from clbench.core.registry import discover
-from clbench.execution.loading import SavedModel, find_record, load_model
+from clbench.execution.loading import (
+    SavedModel,
+    find_record,
+    is_of_language_model,
+    load_model,
+    without_network,
+)
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
@@ -30,6 +36,7 @@ from clbench.results.store import MODEL, Store
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 PROGRAM, ONNX, ABOUT = "model.pt2", "model.onnx", "model.json"
+OTHERS = (MODEL, f"{MODEL}.index.json", "config.json", PROGRAM, ONNX, ABOUT)  # files that another model may have
 CONFIGURATION = (".json", ".jinja", ".model", ".txt")  # suffixes of a language model's files besides its weights
 NEEDS = ("onnx", "onnxscript")  # packages of the extra clbench[onnx]
 
@@ -66,7 +73,8 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
 
     Raises:
         SpecError: there is no such model, or it cannot be written as a program.
-        StoreError: there is no such trial, its model was not saved, or files cannot be written.
+        StoreError: there is no such trial, its model was not saved, the folder has another model, or files cannot be
+            written.
     """
     store, registry = Store(run), discover(files=plugins)
     record = find_record(store, trial, registry)
@@ -76,6 +84,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
     if task is not None and task >= record.learned:
         raise SpecError(f"{record.name} has learned tasks 1 to {record.learned}, not {task + 1}")
     try:
+        _refuse_other_model(record, to)
         if form == "safetensors" and task is not None:
             network = load_model(run, record.key, task=task, plugins=plugins)
             path = _write_weights(network, record, to)
@@ -83,6 +92,9 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
             is_described = (store.artifacts / record.key / MODEL).is_file() and not isinstance(network, LanguageModel)
             model, is_plain = SavedModel(store, record, registry) if is_described else None, True
         else:
+            if is_of_language_model(record) and not (store.artifacts / record.key / MODEL).is_file():
+                raise SpecError(f"{record.name} saved no whole model; "
+                                f"{without_network(record, store.artifacts / record.key, registry)}")
             model = SavedModel(store, record, registry)
             if model.is_language_model and model.network is None:
                 raise SpecError(model.not_exportable)
@@ -98,6 +110,28 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
         return [path, _write_description(record, model, to, task, is_plain)]
     except OSError as error:
         raise StoreError(f"cannot write to {to}: {error.strerror or error}; choose another folder with --to") from None
+
+
+def _refuse_other_model(record: Record, to: Path) -> None:
+    """Check that writing to a folder replaces no other model; an earlier export of the same trial may be replaced.
+
+    Raises:
+        StoreError: the folder has the weights from which the trial started, or another model.
+        OSError: the folder cannot be read.
+    """
+    weights = record.trial.weights
+    if weights is not None and not weights.named and Path(weights.path).parent.resolve() == to.resolve():
+        raise StoreError(f"{to} has the weights from which {record.name} started; choose another folder with --to")
+    existing = next((name for name in OTHERS if (to / name).exists()), None)
+    if existing is None:
+        return
+    try:
+        is_same_trial = json.loads((to / ABOUT).read_text(encoding="utf-8"))["record"] == record.key
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # it is no export
+        is_same_trial = False
+    if not is_same_trial:
+        raise StoreError(f"{to} has a {existing} that is not from an export of {record.name}; choose another folder "
+                         "with --to")
 
 
 def _write_weights(network: Network, record: Record, to: Path) -> Path:

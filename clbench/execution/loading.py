@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
@@ -59,7 +60,8 @@ class SavedModel(nn.Module):
         super().__init__()
         self.record = record
         self.registry = registry
-        snapshot, trial = read_saved(store.artifacts / record.key / MODEL, "models"), record.trial
+        self.folder = store.artifacts / record.key
+        snapshot, trial = read_saved(self.folder / MODEL, "models"), record.trial
         self.header, self.outline = snapshot.header, snapshot.header.outline
         stream = make_noise_stream(self.outline)
         try:
@@ -97,8 +99,8 @@ class SavedModel(nn.Module):
     def not_exportable(self) -> str:
         """Return why a language model without a plain network cannot be used outside clbench."""
         return (f"{self.record.name} is a language model that clbench export cannot write for transformers, because "
-                f"{self.record.trial.method.name} does not save one plain network; if it saves adapters, clbench "
-                "adapters list shows them")
+                f"{self.record.trial.method.name} does not save one plain network; "
+                f"{without_network(self.record, self.folder, self.registry)}")
 
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for excluded outputs."""
@@ -243,6 +245,8 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         plugin_arguments = {"registry": registry} if "registry" in inspect.signature(load).parameters else {}
         network: Network = load(record, folder, last_task if task is None else task, **plugin_arguments)
         return network.requires_grad_(False).eval()
+    if not is_saved and is_of_language_model(record):
+        raise SpecError(f"{record.name} saved no plain network; {without_network(record, folder, registry)}")
     if not is_saved:
         keeping = sorted(strategy.name for strategy in registry.strategies.values() if strategy.load_model)
         raise SpecError(f"the network of {record.label} was not saved. Without --keep models only "
@@ -251,8 +255,23 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     if task is None:
         return model
     if model.network is None:
-        raise SpecError(f"{record.name} has no plain network that answers: leave task out, and say it to predict")
+        raise SpecError(model.not_exportable if model.is_language_model else
+                        f"{record.name} has no plain network that answers: leave task out, and say it to predict")
     return model.network
+
+
+def is_of_language_model(record: Record) -> bool:
+    """Return whether a trial's model predicts tokens."""
+    return record.stream is not None and not any(record.stream.classes)
+
+
+def without_network(record: Record, folder: Path, registry: Registry) -> str:
+    """Return what to do with a language model of which a trial's folder has no plain network."""
+    if not any(folder.glob("task*")):
+        return "methods that change only the weights of the network, such as naive and er, save one with --keep models"
+    if registry.strategy(record.trial.method.name).load_model:
+        return "clbench export --task N writes the model of task N"
+    return "clbench adapters export writes its adapters"
 
 
 def find_record(store: Store, trial: str | None, registry: Registry) -> Record:

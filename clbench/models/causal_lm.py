@@ -200,11 +200,15 @@ class Base:
                                 f"{base_size}; name the base that it was trained from")
 
     def _check_name(self, candidate: Candidate, named: str) -> None:
-        """Check that an adapter names this base: compare files if it names a folder on this machine, else the names."""
-        path = Path(named)
-        if (path / MODEL).is_file():
-            is_base = path.resolve() == self.folder.resolve() or fingerprint(path) == fingerprint(self.folder)
-        else:
+        """Check that an adapter names this base: compare files if it names a folder on this machine, else the names.
+
+        A folder that cannot be read, such as one of another user, counts as one of another machine.
+        """
+        path, is_base = Path(named), None
+        with contextlib.suppress(OSError):
+            if (path / MODEL).is_file():
+                is_base = path.resolve() == self.folder.resolve() or fingerprint(path) == fingerprint(self.folder)
+        if is_base is None:
             published = str(read_config(self.folder, "model").get("_name_or_path", ""))
             base_names = {self.name, self.name.partition("@")[0], str(self.folder.resolve()), published}
             is_base = path.name.lower() in {Path(name).name.lower() for name in base_names if name}

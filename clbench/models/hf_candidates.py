@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from clbench.core.errors import DataError, SpecError
+from clbench.core.files import explain_unreadable
 from clbench.models.hf_files import (
     ADAPTER,
     ADAPTER_INFO,
@@ -23,6 +24,7 @@ from clbench.models.hf_files import (
 
 BASE = "base"  # the label of the base, which no candidate has
 SERIES = re.compile(r"checkpoint-(\d+)|task(\d+)")  # folders of a trainer's checkpoints, and of a trial's adapters
+READABLE = "name a folder that this user can read"
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,26 @@ class Candidate:
     kind: Kind
 
 
+@explain_unreadable(READABLE, DataError)
 def base_folder(name: str) -> Path:
     """Return the folder of a base: a folder, or a repository on Hugging Face's hub.
 
     Raises:
-        DataError: there is none, or it is an adapter.
+        DataError: there is none, it cannot be read, or it is an adapter.
     """
     if (Path(name) / ADAPTER).is_file():
         raise DataError(f"{name} is an adapter; name its base first, then the adapter: clbench forget BASE {name}")
     return folder_of(name, weights=True)
 
 
+@explain_unreadable(READABLE, DataError)
 def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
     """Return the adapters and models in folders. A folder with `checkpoint-N` or `taskN` is a series in the order of N.
 
     If a folder with a series also has an adapter or a model itself, this comes after the series.
 
     Raises:
-        DataError: a folder is missing, or has neither an adapter nor a model.
+        DataError: a folder is missing, cannot be read, or has neither an adapter nor a model.
         SpecError: an adapter or a model is named twice, which would count as two in the correction of p-values.
     """
     labeled: list[tuple[Path, str]] = []

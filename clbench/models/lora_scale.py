@@ -8,28 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, SpecError, StoreError
+from clbench.core.files import explain_unreadable, weight_files
 from clbench.models.causal_lm import explain_errors
-from clbench.models.hf_candidates import Candidate
-from clbench.models.hf_files import ADAPTER_WEIGHTS, read_config
+from clbench.models.hf_candidates import Candidate, base_folder
+from clbench.models.hf_files import ADAPTER_WEIGHTS, INDEX, WEIGHTS, read_config
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",
              "trainable_token_indices": "trained token embeddings", "alora_invocation_tokens": "activated LoRA",
              "arrow_config": "Arrow routing", "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA",
              "kasa_config": "KaSA, which truncates weights of the base", "layer_replication": "replicated layers"}
-SCALED = (".lora_", ".base_layer.")  # parts of the names of weights in a LoRA adapter that do not replace others
+SCALED, COPY = ".lora_", ".base_layer."  # parts of the names of weights of LoRA, and of a layer of the base itself
+PREFIX = "base_model.model."  # PEFT's prefix of the names of the model's modules
 
 
-def check_plain(candidate: Candidate) -> None:
+def check_plain(candidate: Candidate, base: str) -> None:
     """Check that an adapter is a plain LoRA, whose update can be scaled.
+
+    Args:
+        candidate: the adapter.
+        base: the folder or repository of its base, which is read only if the adapter has weights of the base.
 
     Raises:
         SpecError: it is of another kind, uses an extension of LoRA, or has weights that replace those of the base.
+        DataError: weights cannot be read.
     """
     reason = "it is a whole model"
     if candidate.kind == "adapter":
@@ -41,9 +49,9 @@ def check_plain(candidate: Candidate) -> None:
             reason = "it trains biases of the base"
         elif config.get("init_lora_weights") not in PLAIN_INITS:
             reason = f"its initialization {config['init_lora_weights']} changes the base"
-        elif not reason and (replacing := [name for name in sorted(_weights(candidate))
-                                           if not any(part in name for part in SCALED)]):
-            reason = f"it replaces weights of the base, such as {replacing[0]}"
+        elif not reason and (replacing := next((name for name, tensor in sorted(_weights(candidate).items())
+                                                if SCALED not in name and not _is_copy(name, tensor, base)), "")):
+            reason = f"it replaces weights of the base, such as {replacing}"
     if reason:
         raise SpecError(f"{candidate.folder} cannot be scaled, because {reason}; --scale takes plain LoRA adapters")
 
@@ -61,6 +69,18 @@ def _weights(candidate: Candidate) -> dict[str, Tensor]:
     with explain_errors(path, "the adapter"):
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights
+
+
+def _is_copy(name: str, tensor: Tensor, base: str) -> bool:
+    """Return whether a weight of an adapter is a copy of the base's, as PEFT saves them of adapted embeddings."""
+    if COPY not in name:
+        return False
+    base_name, folder = name.removeprefix(PREFIX).replace(COPY, "."), base_folder(base)
+    for path in weight_files(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)):
+        with explain_errors(path, "the base"), safe_open(path, "pt") as file:
+            if base_name in file.keys():  # noqa: SIM118
+                return torch.equal(file.get_tensor(base_name).float(), tensor.float())
+    return False
 
 
 class LoraScale:
@@ -82,19 +102,23 @@ class LoraScale:
                 layer.scaling[name] = value * scale
 
 
-def export_scaled(candidate: Candidate, scale: float, target: Path) -> None:
+def export_scaled(candidate: Candidate, scale: float, target: Path, base: str) -> None:
     """Write a copy of an adapter, for PEFT, whose update is scaled: its B matrices are multiplied by `scale`.
+
+    `base` is the folder or repository of its base.
 
     Raises:
         SpecError: the adapter is not a plain LoRA.
-        DataError: the adapter's weights are not in safetensors.
+        DataError: the adapter's weights are not in safetensors, or cannot be read.
         StoreError: the folder is not empty, or cannot be written.
     """
-    check_plain(candidate)
+    check_plain(candidate, base)
     source = _weights_file(candidate)
     if source.suffix != ".safetensors":
         raise DataError(f"{source}: only adapters in safetensors can be exported")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    with explain_unreadable("choose a new folder for the scaled adapter"):
+        is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not is_free:
         raise StoreError(f"{target} is not an empty folder; choose a new folder for the scaled adapter")
     weights = {name: tensor * scale if ".lora_B." in name or ".lora_embedding_B" in name else tensor
                for name, tensor in load_file(source).items()}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import SpecError, StoreError
-from clbench.core.files import write_atomically
+from clbench.core.files import explain_unreadable, write_atomically
 from clbench.models.torchvision_models import SelfAttention
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.card import CARD, card
@@ -93,12 +93,14 @@ def merge(source: TrialAdapters, task: int, to: Path) -> None:
         SpecError: the adapter cannot be merged (`arithmetic.merged`), or the name does not end in .safetensors.
         StoreError: the file exists, or cannot be written.
     """
-    source.refuse_language_model("merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it, "
-                                 "with a configuration and a tokenizer to save next to it")
+    source.refuse_language_model(
+        "merge", "peft.PeftModel.from_pretrained(base, adapter).merge_and_unload() merges it" if source.is_shared else
+        "clbench export --task N merges it and writes a model for transformers")
     if to.suffix != ".safetensors":
         raise SpecError(f"{to} should end in .safetensors, which is how weights are written")
-    if to.exists():
-        raise StoreError(f"{to} exists; choose another file")
+    with explain_unreadable("choose another place"):
+        if to.exists():
+            raise StoreError(f"{to} exists; choose another file")
     adapter = source.adapter(task)
     try:
         weights, names = merged(adapter, source.base()), source.names
@@ -131,9 +133,11 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
     The base of a language model is not written if its own folder or repository has it.
     """
     refuse_foreign(source, adapter)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    with explain_unreadable("choose another folder"):
+        is_free = not to.exists() or (to.is_dir() and not any(to.iterdir()))
+    if not is_free:
         raise StoreError(f"{to} is not an empty folder; choose another")
-    if source.has_base:
+    if source.has_base or not adapter.config.base_model_name_or_path:  # the second raises an error: W is nowhere else
         write_base(to / BASE, source.base(), source.names)
     write_adapter(to, adapter)
     try:

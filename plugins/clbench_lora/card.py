@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clbench.models.hf_parts import Pool
 from clbench.report.formats.markdown import escape
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from clbench_lora.run_adapters import TrialAdapters
 
 CARD = "README.md"
+POOLED = {"mean": "the mean of the tokens that are not padding", "cls": "the first token",
+          "last": "the last token that is not padding"}
 
 
 def describe_learned_tasks(source: TrialAdapters, task: int) -> str:
@@ -32,6 +35,8 @@ def card(source: TrialAdapters, adapter: Adapter) -> str:
     facts = {"adapter of": f"{subject} of {benchmark}", "scenario": trial.scenario, "model": str(trial.model),
              "pretrained weights": trial.weights.path if trial.weights else "none", "method": str(trial.method),
              "seed": str(trial.seed), "trial": info.trial, "sha256 of the base": info.base}
+    if pool := next((module.pool for module in source.architecture().modules() if isinstance(module, Pool)), None):
+        facts["input of the head"] = f"{POOLED[pool]}, in the last hidden state (pool={pool})"
     base = adapter.config.base_model_name_or_path
     revision = adapter.config.revision
     commit = f" with `revision=\"{revision}\"`" if revision else ""

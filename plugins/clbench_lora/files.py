@@ -18,7 +18,8 @@ Nothing in them is ever executed, and no path in them is followed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from clbench.models.hf_files import ADAPTER, ADAPTER_INFO, ADAPTER_WEIGHTS
 from clbench_lora.peft_format import HEAD, PREFIX, Adapter, AdapterInfo, PeftConfig, fingerprint
 
 CONFIG, MODEL, INFO, PROTOTYPE = ADAPTER, ADAPTER_WEIGHTS[0], ADAPTER_INFO, "prototype.safetensors"
-AGAIN = "restore it from a copy, or remove it and add its task again"
+ADD_AGAIN = "restore it from a copy, or remove it and add its task again"  # advice for classifiers
+RUN_AGAIN = "restore it from a copy, or run the experiment again with another --out"
 
 
 def write_adapter(folder: Path, adapter: Adapter) -> None:
@@ -59,8 +61,12 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
         raise WriteError(f"cannot write adapter {folder}: {error}; free some space or choose another folder") from error
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, advice: str = ADD_AGAIN) -> Adapter:
     """Return the adapter of a folder.
+
+    Args:
+        folder: the adapter's folder.
+        advice: what an error says to do about an adapter that is damaged.
 
     Raises:
         StoreError: the adapter is missing, incomplete, or not in the format of `write_adapter`.
@@ -77,13 +83,49 @@ def read_adapter(folder: Path) -> Adapter:
         raise StoreError(f"no adapter in {folder}: {Path(error.filename or MODEL).name} is missing") from None
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise StoreError(f"adapter {folder} cannot be read: {' '.join(str(error).split())[:200]}; "
-                         f"{AGAIN}") from None
+                         f"{advice}") from None
     expected = [f"{PREFIX}{layer}.{part}.weight" for layer, part in product(adapter.layers, ("lora_A", "lora_B"))]
     expected += [f"{PREFIX}{HEAD}.{part}" for part in ("weight", "bias") if adapter.has_head]
     missing = [name for name in expected if name not in adapter.tensors]
     if missing:
-        raise StoreError(f"adapter {folder} is not whole: it lacks {missing[0]}; {AGAIN}")
+        raise StoreError(f"adapter {folder} is not whole: it lacks {missing[0]}; {advice}")
+    check_sizes(adapter, folder, advice)
     return adapter
+
+
+def check_sizes(adapter: Adapter, folder: Path, advice: str, base: Mapping[str, Sequence[int]] | None = None) -> None:
+    """Check that the sizes of an adapter's tensors are those of its ranks, and of its base.
+
+    Args:
+        adapter: the adapter.
+        folder: its folder.
+        advice: what an error says to do.
+        base: the shapes of the base's tensors by name; None if they are not known.
+
+    Raises:
+        StoreError: a size is another one.
+    """
+    sizes: dict[str, tuple[int | None, int | None]] = {}  # of tensors as matrices; None if any size is right
+    for layer in adapter.layers:
+        rank, weight = adapter.rank(layer), None if base is None else base.get(f"{layer}.weight")
+        if rank < 1 or (base is not None and weight is None):
+            reason = f"the rank of {layer} is {rank}" if rank < 1 else f"its base has no layer {layer}"
+            raise StoreError(f"adapter {folder} cannot be used: {reason}; {advice}")
+        outputs, inputs = (weight[0], math.prod(weight[1:])) if weight else (None, None)
+        sizes |= {f"{layer}.lora_A.weight": (rank, inputs), f"{layer}.lora_B.weight": (outputs, rank)}
+        if outputs is not None:
+            sizes |= {f"{layer}.lora_B.bias": (outputs, 1), f"{layer}.lora_magnitude_vector": (outputs, 1)}
+    if adapter.has_head:
+        features = base[f"{HEAD}.weight"][1] if base and f"{HEAD}.weight" in base else None
+        sizes |= {f"{HEAD}.weight": (adapter.head[1].numel(), features)}
+    for name, expected in sizes.items():
+        tensor = adapter.tensors.get(PREFIX + name)
+        if tensor is None:
+            continue  # an adapter without biases or magnitudes
+        matrix = tensor.flatten(1) if name.endswith(".weight") and tensor.dim() > 1 else tensor.reshape(-1, 1)
+        if any(size not in (None, actual) for actual, size in zip(matrix.shape, expected, strict=True)):
+            raise StoreError(f"adapter {folder} cannot be used: {name} has the shape {list(tensor.shape)}, which does "
+                             f"not fit {'its rank' if base is None else 'its base'}; {advice}")
 
 
 def renamed_config(config: PeftConfig, names: Mapping[str, str]) -> PeftConfig:

@@ -20,7 +20,16 @@ from clbench.report.analysis.readable import find_trials
 from clbench.results.records import Record, StreamFacts
 from clbench.results.store import Store, list_trials
 from clbench.training.building import build_model
-from clbench_lora.files import INFO, check_base, published_names, read_adapter, read_base
+from clbench_lora.files import (
+    ADD_AGAIN,
+    INFO,
+    RUN_AGAIN,
+    check_base,
+    check_sizes,
+    published_names,
+    read_adapter,
+    read_base,
+)
 from clbench_lora.peft_format import Adapter, Origin, fingerprint
 
 METHODS = ("lora", "seq-lora")  # methods that write adapters
@@ -76,8 +85,16 @@ class TrialAdapters:
         return sorted(int(m[1]) for m in matches if m)
 
     def base(self) -> dict[str, Tensor]:
-        """Return W and the original head, by their names in the model without adapters."""
-        return read_base(self.folder / BASE) if self.has_base else self.model().state_dict()
+        """Return W and the original head, by their names in the model without adapters.
+
+        Without a file, the W of a language model is that of the trial's model, whose own folder or repository has it.
+
+        Raises:
+            StoreError: the file is missing or cannot be read.
+        """
+        if self.of_language_model and not self.has_base:
+            return self.model().state_dict()
+        return read_base(self.folder / BASE)
 
     @property
     def has_base(self) -> bool:
@@ -114,18 +131,25 @@ class TrialAdapters:
     @cached_property
     def digest(self) -> str:
         """Return the fingerprint of W, computed from the file."""
-        return fingerprint(self.base())
+        return self._digest_and_shapes[0]
+
+    @cached_property
+    def _digest_and_shapes(self) -> tuple[str, dict[str, torch.Size]]:
+        """Return the fingerprint of W, and the shapes of its tensors by name."""
+        base = self.base()
+        return fingerprint(base), {name: tensor.shape for name, tensor in base.items()}
 
     def adapter(self, task: int) -> Adapter:
         """Return a task's adapter, checked against the base.
 
         Raises:
-            StoreError: it is missing, cannot be read, or was trained on another base.
+            StoreError: it is missing, cannot be read, was trained on another base, or its sizes do not fit.
         """
         self.check(task)
-        folder = task_folder(self.folder, task)
-        adapter = read_adapter(folder)
+        folder, advice = task_folder(self.folder, task), RUN_AGAIN if self.of_language_model else ADD_AGAIN
+        adapter = read_adapter(folder, advice)
         check_base(adapter, self.digest, folder)
+        check_sizes(adapter, folder, advice, self._digest_and_shapes[1])
         return adapter
 
     def origin(self, task: int) -> Origin:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.language_models import codes, load, make_model, make_tokenizer, marked, quiet, save, train, write_lines
+from helpers.unreadable import make_unreadable
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -509,6 +510,30 @@ def test_a_base_with_a_revision_takes_the_adapters_of_its_repository(folder, tmp
         Base(folder / "base", "me/other@main", make_tokenizer(), torch.device("cpu")).check(candidate)
 
 
+def test_folders_that_cannot_be_read(capsys, folder, tmp_path, monkeypatch):
+    private = tmp_path / "private"
+    for name in ("base", "base2"):
+        shutil.copytree(folder / "base", private / name)
+    shutil.copytree(folder / "adapter", private / "adapter")
+    named = {name: tmp_path / name for name in ("same", "other")}
+    for target, base in zip(named.values(), ("base", "base2"), strict=True):
+        edit(folder / "adapter", target, "adapter_config.json",
+             lambda c, base=base: c.update(base_model_name_or_path=str(private / base)))
+    make_unreadable(monkeypatch, private)
+    base = folder / "base"
+    assert call(capsys, folder, base, named["same"], "--tasks", "old.jsonl")[0] == 0  # the names are compared
+    half = ("--export-scale", "0.5", "--to", private / "half")
+    for arguments, reason in (((base, named["other"], "--tasks", folder / "old.jsonl"), "was trained on"),
+                              ((base, private / "adapter", "--tasks", folder / "old.jsonl"), "cannot read"),
+                              ((base, private, "--tasks", folder / "old.jsonl"), "cannot read"),
+                              ((private / "base", named["same"], "--tasks", folder / "old.jsonl"), "cannot read"),
+                              ((base, named["same"], *half), "cannot read")):
+        code = cli.call(["forget", *map(str, arguments)])
+        err = capsys.readouterr().err
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert reason in err and str(private) in err
+
+
 def test_a_full_disk_is_an_error_of_one_line_when_a_scaled_adapter_is_written(capsys, folder, tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -541,6 +566,29 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
         code, _, err = call(capsys, folder, "base", model, "--export-scale", "0.5", "--to", tmp_path / "made")
         assert code == 2
         assert reason in err
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_an_adapter_of_embeddings_is_scaled_if_its_copies_are_those_of_the_base(capsys, folder, tmp_path, sharded):
+    base = folder / "base"
+    if sharded:
+        base = tmp_path / "base"
+        load(folder / "base").save_pretrained(str(base), max_shard_size="40KB")
+        make_tokenizer().save_pretrained(str(base))
+        assert (base / "model.safetensors.index.json").is_file()
+    embeddings = {**LORA, "target_modules": ["q_proj", "embed_tokens"]}
+    adapter(base, tmp_path / "same", **embeddings)
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    weights = load_file(tmp_path / "same" / "adapter_model.safetensors")
+    shutil.copytree(tmp_path / "same", tmp_path / "other")
+    save_file({**weights, name: weights[name] + 0.5}, tmp_path / "other" / "adapter_model.safetensors")
+    for options in ((*FILES, *DIAL), ("--export-scale", "0.5", "--to", tmp_path / "half")):
+        assert call(capsys, folder, base, tmp_path / "same", *options)[0] == 0
+    assert torch.equal(load_file(tmp_path / "half" / "adapter_model.safetensors")[name], weights[name])
+    for options in ((*FILES, *DIAL), ("--export-scale", "0.5", "--to", tmp_path / "made")):
+        code, _, err = call(capsys, folder, base, tmp_path / "other", *options)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert f"it replaces weights of the base, such as {name}" in err
 
 
 @pytest.mark.parametrize(("args", "message"), [

@@ -348,11 +348,36 @@ def test_a_failed_export_leaves_an_earlier_program(run, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no graph")
 
-    (tmp_path / "model.pt2").write_bytes(b"earlier")
+    key = records_of(run)["er", "class"].key
+    files = {"model.json": json.dumps({"record": key}).encode(), "model.pt2": b"earlier"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
     monkeypatch.setattr(torch.export, "export", fail)
     with pytest.raises(SpecError, match="cannot be written as one program"):
-        export(run, records_of(run)["er", "class"].key, tmp_path, "torch-export")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.pt2", b"earlier")]
+        export(run, key, tmp_path, "torch-export")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch-export"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "config.json", "model.pt2",
+                                  "model.json"])
+def test_another_model_is_not_replaced(run, tmp_path, name, form):
+    (tmp_path / name).write_bytes(b"[1]")
+    with pytest.raises(StoreError, match=rf"has a {name} that is not from an export of er/0; choose another"):
+        export(run, records_of(run)["er", "class"].key, tmp_path, form)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"[1]"}
+
+
+def test_an_export_is_replaced_by_the_same_trial_only(run, tmp_path):
+    by = records_of(run)
+    first, _ = export(run, by["er", "class"].key, tmp_path)
+    content = first.read_bytes()
+    with pytest.raises(StoreError, match="choose another folder"):
+        export(run, by["icarl", "class"].key, tmp_path)
+    assert first.read_bytes() == content
+    first.write_bytes(b"torn")
+    export(run, by["er", "class"].key, tmp_path)
+    assert first.read_bytes() == content
 
 
 def test_weights_are_those_of_the_plain_network(run, tmp_path):

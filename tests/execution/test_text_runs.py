@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -68,6 +69,36 @@ def test_a_run_on_texts_gives_adapters_that_plain_peft_loads(tmp_path):
         theirs = tuned.base_model.model.head((hidden * there[..., None]).sum(1) / there.sum(1, keepdim=True))
     assert (theirs - ours)[:, :2].abs().max() < 1e-5
     assert not torch.equal(plain(x.clamp(min=0).long()).last_hidden_state, hidden)
+
+
+@pytest.mark.parametrize(("kind", "options", "pool"), [
+    ("llama", "", "last"), ("bert", "", "mean"), ("bert", ":pool=cls", "cls")])
+def test_an_exported_adapter_names_the_pooling_that_its_head_needs(tmp_path, kind, options, pool):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    save_model(tmp_path / "model", kind)
+    write_texts(tmp_path / "topics.csv")
+    clbench.run(benchmark={"name": f"text:{tmp_path / 'topics.csv'}", "options": {"tasks": 2, "length": 12}},
+                model=f"hf:{tmp_path / 'model'}{options}", methods="lora", epochs=1, seeds=1, scenario="task", lr=0.1,
+                batch_size=8, workers=0, out=tmp_path / "run")
+    adapters.export(run_adapters.find(tmp_path / "run"), 0, tmp_path / "to")
+    assert f"(pool={pool})\n" in (tmp_path / "to" / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
+    features, = re.findall(rf"^\| `{pool}`[^|]* \| `(.*)` \|$", page, re.MULTILINE)
+    x = stream_of(f"text:{tmp_path / 'topics.csv'}", tasks=2, length=12, tokenizer=str(tmp_path / "model")).tests.x
+    batch = {"input_ids": x.clamp(min=0).long(), "attention_mask": (x >= 0).long()}
+    model = AutoModel.from_pretrained(str(tmp_path / "model")).eval()
+    model.head = torch.nn.Linear(16, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PEFT asks transformers
+        tuned = PeftModel.from_pretrained(model, str(tmp_path / "to")).eval()
+    with torch.no_grad():
+        hidden = tuned(**batch).last_hidden_state
+        names = {"torch": torch, "hidden": hidden, "batch": batch, "mask": batch["attention_mask"].unsqueeze(2)}
+        theirs = tuned.base_model.model.head(eval(features, names))
+        ours = clbench.load_model(tmp_path / "run", task=0)(x)
+    torch.testing.assert_close(theirs[:, :2], ours[:, :2], rtol=1e-5, atol=1e-5)
 
 
 def test_a_saved_model_predicts_texts(tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from clbench_lora.peft_format import fingerprint
 from clbench_lora.reload import load
 from helpers.adapters import keep, plain
 from helpers.per_task import answer, inputs, make_task
+from helpers.unreadable import make_unreadable
 from safetensors.torch import load_file, save_file
 
 import clbench
@@ -267,6 +269,21 @@ def test_another_base_is_an_error_and_another_head_is_not(tmp_path):
     assert not (tmp_path / "to").exists()
 
 
+def test_without_its_base_an_adapter_is_not_handed_on(tmp_path, monkeypatch):
+    _, source = keep(tmp_path)
+    whole, path = source.base(), source.folder / "base.safetensors"
+    path.unlink()
+    source = find(tmp_path)
+    # A trial with pretrained weights starts from the same base.
+    monkeypatch.setattr(type(source), "model", lambda _: SimpleNamespace(state_dict=lambda: whole))
+    for use in (lambda: adapters.export(source, 0, tmp_path / "to"),
+                lambda: adapters.combine(source, [0, 1], [0.5, 0.5], tmp_path / "to"),
+                lambda: adapters.merge(source, 0, tmp_path / "merged.safetensors")):
+        with pytest.raises(StoreError, match=r"base \S+base\.safetensors cannot be read: .*restore it from a copy"):
+            use()
+    assert not (tmp_path / "to").exists()
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("adapter_model.safetensors", b"\x80\x04K\x01.", "cannot be read"),
     ("adapter_config.json", b"{", "cannot be read"),
@@ -288,7 +305,7 @@ def test_an_adapter_that_is_not_the_methods_is_an_error(tmp_path):
     whole = load_file(path)
     name = "base_model.model.blocks.1.body.lora_A.weight"
     save_file({**whole, name: whole[name].T.contiguous()}, path)
-    with pytest.raises(StoreError, match=r"lora_A\.weight of blocks\.1\.body is missing or of another shape"):
+    with pytest.raises(StoreError, match=r"lora_A\.weight has the shape \[12, 4\], which does not fit its rank"):
         load(source)
     save_file({n: t for n, t in whole.items() if n != name}, path)
     with pytest.raises(StoreError, match="is not whole: it lacks"):
@@ -296,8 +313,58 @@ def test_an_adapter_that_is_not_the_methods_is_an_error(tmp_path):
     config = source.folder / "task0" / "adapter_config.json"
     save_file({n.replace("blocks.1.body", "../../x"): t for n, t in whole.items()}, path)
     config.write_text(config.read_text().replace("blocks.1.body", "../../x"))
-    with pytest.raises(StoreError, match="on other layers than the trial's method says"):
+    with pytest.raises(StoreError, match=r"its base has no layer \.\./\.\./x; restore it"):
         load(source)
+
+
+def _cut(part):
+    """Return a function that cuts the columns of a tensor to a half, or a vector to its half."""
+    def edit(tensors):
+        name = next(name for name in tensors if name.endswith(part))
+        tensors[name] = tensors[name].chunk(2, -1)[0].contiguous()
+    return edit
+
+
+@pytest.mark.parametrize(("options", "edit", "message"), [
+    ({}, _cut("lora_A.weight"), r"lora_A\.weight has the shape \[4, 32\], which does not fit its base"),
+    ({}, _cut("lora_B.weight"), r"lora_B\.weight has the shape \[12, 2\], which does not fit its rank"),
+    ({}, lambda t: t.update({n: t[n][:6].contiguous() for n in t if n.endswith("lora_B.weight")}), "not fit its base"),
+    ({"bias": True}, _cut("lora_B.bias"), r"lora_B\.bias has the shape \[6\]"),
+    ({"dora": True}, _cut("lora_magnitude_vector"), r"lora_magnitude_vector has the shape \[6\]"),
+    ({}, _cut("head.weight"), r"head\.weight has the shape"), ({}, _cut("head.bias"), r"head\.weight has the shape"),
+    ({}, {"r": 0}, r"the rank of blocks\.0\.body\.1 is 0"), ({}, {"r": -1}, "is -1"),
+    ({}, {"r": 3}, "not fit its rank"),
+], ids=range(10))
+def test_an_adapter_with_wrong_sizes_is_an_error_of_one_line(tmp_path, capsys, options, edit, message):
+    _, source = keep(tmp_path, **options)
+    folder = source.folder / "task0"
+    if isinstance(edit, dict):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | edit))
+    else:
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+        edit(tensors)
+        save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(StoreError, match=message + ".*; restore it from a copy, or remove it and add its task again"):
+        adapters.export(source, 0, tmp_path / "to")
+    for arguments in (("show", "--task", "1"), ("merge", "--task", "1", "--to", tmp_path / "m.safetensors"),
+                      ("combine", "--tasks", "1,2", "--weights", "1,1", "--to", tmp_path / "to")):
+        assert cli.call(["adapters", arguments[0], str(tmp_path), *map(str, arguments[1:])]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "to").exists()
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_an_unreadable_place_is_an_error_of_one_line(tmp_path, monkeypatch):
+    _, source = keep(tmp_path / "run")
+    private = tmp_path / "private"
+    make_unreadable(monkeypatch, private)
+    for use in (lambda: adapters.export(source, 0, private / "to"), lambda: adapters.export(source, 0, private),
+                lambda: adapters.combine(source, [0, 1], [1, 1], private / "to"),
+                lambda: adapters.merge(source, 0, private / "merged.safetensors")):
+        private.mkdir(exist_ok=True)
+        with pytest.raises(StoreError, match=r"cannot read \S+private\S*: Permission denied; choose another"):
+            use()
 
 
 def test_layer_summaries_by_hand(tmp_path):

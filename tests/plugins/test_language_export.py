@@ -4,6 +4,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from clbench_lora.card import card
 from clbench_lora.files import read_adapter
 from helpers.language_models import CITIES, load, make_model, quiet, save, write_lines
 from helpers.language_runs import LanguageRuns, as_transformers, learn, logits
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from clbench import cli
 from clbench.core.artifacts import BASE, task_folder
@@ -109,6 +110,29 @@ def test_a_model_that_transformers_cannot_load_is_not_exported(runs, tmp_path, m
     assert not (tmp_path / "model").exists()
 
 
+def test_advice_on_models_without_a_plain_network_is_not_refused_later(runs, finished, tmp_path, call):
+    store = Store(tmp_path / "run")
+    runner = TrialRunner(runs.runner.settings.model_copy(update={"keep": "models"}), "cpu", "a test",
+                         artifacts=store.artifacts)
+    for method in ("lora", "seq-lora", "osf"):
+        store.write(runner.run(runs.planned(method)[0]))
+    whole = "methods that change only the weights of the network, such as naive and er, save one with --keep models"
+    task, own = "clbench export --task N writes the model of task N", "clbench adapters export writes its adapters"
+    for run, trial, options, advice in (
+            (finished, "lora/0", (), task), (finished, "seq-lora/0", (), own), (finished, "independent/0", (), whole),
+            (finished, "seq-lora/0", ("--task", "2"), own), (tmp_path / "run", "lora/0", (), task),
+            (tmp_path / "run", "seq-lora/0", (), own), (tmp_path / "run", "seq-lora/0", ("--task", "2"), own),
+            (tmp_path / "run", "osf/0", (), whole), (tmp_path / "run", "osf/0", ("--task", "2"), whole)):
+        code, _, err = call("export", run, trial, "--to", tmp_path / "to", *options)
+        assert code == 2 and err.strip().endswith(f"; {advice}") and len(err.strip().splitlines()) == 1, err
+    assert call("export", finished, "lora/0", "--to", tmp_path / "to", "--task", "2")[0] == 0
+    test = runner.stream(runs.planned("lora")[0].trial).tasks[1].test
+    with torch.no_grad():
+        merged, adapted = (model(**as_transformers(test)).logits[test.x >= 0] for model in (
+            load(tmp_path / "to"), by_peft(runs.model, adapters_of(finished, "lora").folder / "task1")))
+    torch.testing.assert_close(merged, adapted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("method", "task"), [("naive", None), ("lora", 2)])
 def test_a_model_in_bfloat16_is_exported_in_the_precision_of_its_training(runs, tmp_path, method, task):
     store = Store(tmp_path / "run")
@@ -124,6 +148,18 @@ def test_a_model_in_bfloat16_is_exported_in_the_precision_of_its_training(runs, 
     theirs = quiet()[0].AutoModelForCausalLM.from_pretrained(str(tmp_path / "to"))(**as_transformers(test)).logits
     assert theirs.dtype == torch.float32
     torch.testing.assert_close(theirs[test.x >= 0], ours[test.x >= 0], rtol=1e-5, atol=1e-5)
+
+
+def test_an_export_never_replaces_the_base(runs, finished):
+    before = {path.name: path.read_bytes() for path in runs.model.iterdir()}
+    record = next(r for r in Store(finished).read()[0] if r.label == "lora")
+    with pytest.raises(StoreError, match="has the weights from which lora/0 started; choose another folder with --to"):
+        export(finished, "lora/0", runs.model, task=1)
+    (runs.model / "model.json").write_text(json.dumps({"record": record.key}))
+    with pytest.raises(StoreError, match="choose another folder"):
+        export(finished, "lora/0", runs.model, task=1)
+    (runs.model / "model.json").unlink()
+    assert {path.name: path.read_bytes() for path in runs.model.iterdir()} == before
 
 
 def test_files_have_the_base_s_name_and_no_head(runs, finished):
@@ -200,6 +236,22 @@ def test_commands_list_show_export_and_remove(runs, finished, tmp_path, call):
     assert adapters_of(copied, "lora").tasks == [0, 2]
 
 
+def test_the_advice_on_a_damaged_adapter_works_for_language_models(finished, tmp_path, call):
+    shutil.copytree(finished, tmp_path / "run")
+    source = adapters_of(tmp_path / "run", "lora")
+    path = source.folder / "task1" / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    tensors = {name: tensor[:, :16].clone() for name, tensor in load_file(path).items()}
+    for damage in (lambda: path.write_bytes(whole[:200]), lambda: save_file(tensors, path)):
+        damage()
+        for command in (("adapters", "show", tmp_path / "run", "lora/0", "--task", "2"),
+                        ("export", tmp_path / "run", "lora/0", "--task", "2", "--to", tmp_path / "to")):
+            code, _, err = call(*command)
+            assert code == 2 and len(err.strip().splitlines()) == 1
+            assert "restore it from a copy, or run the experiment again with another --out" in err
+    assert not (tmp_path / "to").exists()
+
+
 def test_adapters_are_combined_exactly(runs, finished, tmp_path, call):
     source = adapters_of(finished, "lora")
     code, out, err = call("adapters", "combine", finished, "lora/0", "--tasks", "1,3", "--weights", "0.25,0.75", "--to",
@@ -215,7 +267,8 @@ def test_adapters_are_combined_exactly(runs, finished, tmp_path, call):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("adapters", "merge", "lora/0", "--task", "1", "--to", "w.safetensors"), "merge_and_unload"),
+    (("adapters", "merge", "lora/0", "--task", "1", "--to", "w.safetensors"), "clbench export --task N merges it"),
+    (("adapters", "merge", "seq-lora/0", "--task", "1", "--to", "w.safetensors"), "merge_and_unload"),
     (("adapters", "eval", "lora/0"), "clbench forget BASE ADAPTER --tasks FILE scores them"),
     (("adapters", "add", "seq-lora/0", "--task", "1"), "clbench run with more tasks trains them"),
     (("lora", "spectrum"), "which independent saves for classification only"),
@@ -270,6 +323,16 @@ def test_w_is_written_if_it_is_nowhere_else(runs, tmp_path):
     assert set(base) == set(load(runs.model).state_dict())
     assert not torch.equal(base["model.layers.0.mlp.up_proj.weight"],
                            load(runs.model).state_dict()["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_without_its_base_an_adapter_of_an_unpublished_base_is_not_handed_on(finished, tmp_path):
+    source = adapters_of(finished, "lora")
+    shutil.copytree(source.folder, tmp_path / "lost")
+    config = tmp_path / "lost" / "task0" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(StoreError, match=r"base \S+base\.safetensors cannot be read"):
+        adapters.export(replace(source, folder=tmp_path / "lost"), 0, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
 
 
 def test_where_weights_are_published(tmp_path):
