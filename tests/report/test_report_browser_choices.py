@@ -145,3 +145,15 @@ def test_the_filter_hides_no_method_whose_name_begins_like_a_hidden_one(show):
     find(browser, ".filter input")[0].send_keys("s 2")
     until(lambda: [row.get_attribute("data-label") for row in find(browser, "#s1-comparison tr[data-row]")
                    if row.is_displayed()] == ["ours 2"])
+
+
+def test_a_printed_page_has_whole_tables_and_figures_and_no_controls(show):
+    browser = show(study(), 960)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        wide = browser.execute_script("return [...document.querySelectorAll('table, svg')].filter(e => "
+                                      "e.getBoundingClientRect().right > innerWidth).length")
+        assert wide == 0 and find(browser, "#s1-comparison")[0].is_displayed()
+        assert not any(e.is_displayed() for e in find(browser, ".filter, .limits, .legend, .switch, .download"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
