@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
 from clbench.report.figures.data import slugs
-from clbench.report.formats.choosable import pack_choice
+from clbench.report.formats.choosable import LEADING, pack_choice
 from clbench.report.formats.page import ranking_view, section_view
 from clbench.report.formats.palette import css
 from clbench.report.formatting import shorten_alt
@@ -44,7 +44,7 @@ def render(report: Report, back: tuple[str, str] | None = None) -> str:
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
         report=report, back=back, sections=views, ranking=ranking_view(report, styles), script=script,
-        choice=pack_choice([(view.id, view.section) for view in views]),
+        choice=pack_choice([(view.id, view.section) for view in views]), leading=LEADING,
         style=_asset("report.css") + css()) + "\n"
 
 
