@@ -147,6 +147,17 @@ def test_the_filter_hides_no_method_whose_name_begins_like_a_hidden_one(show):
                    if row.is_displayed()] == ["ours 2"])
 
 
+def test_a_command_is_copied_or_else_selected(show):
+    browser = show(study())
+    button = find(browser, "#choose .copy")[0]
+    for write, shown in (("() => Promise.reject()", "Copy"), ("async (text) => { copied = text; }", "Copied")):
+        browser.execute_script(f"navigator.clipboard.writeText = {write}")
+        button.click()
+        until(lambda shown=shown: button.text == shown and (
+            shown == "Copied" or browser.execute_script("return String(getSelection())").startswith("clbench choose")))
+    assert browser.execute_script("return copied") == "clbench choose RUN"
+
+
 def test_figures_of_many_methods_say_which_ones_they_show(show):
     from selenium.webdriver.support.select import Select
 

@@ -65,7 +65,8 @@ def _environment() -> Environment:
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
                                      undefined=jinja2.StrictUndefined)
     environment.tests["exact_as_text"] = _text_is_exact
-    environment.filters |= {"brief": shorten_alt, "breakable": _allow_breaks, "digits": _digits, "sha256": _sha256}
+    environment.filters |= {"brief": shorten_alt, "breakable": _allow_breaks, "digits": _digits, "sha256": _sha256,
+                            "split_command": _split_command}
     return environment
 
 
@@ -79,6 +80,12 @@ def _allow_breaks(text: str) -> Markup:
 
     parts = re.split("(?<=:)", re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", text))
     return Markup("<wbr>").join(parts)
+
+
+def _split_command(text: str) -> tuple[str, str]:
+    """Return a line without the command at its end, and the command: `tune: clbench tune a.toml`."""
+    said, colon, words = text.partition(": clbench ")
+    return said + colon[:1], f"clbench {words}" if colon else ""
 
 
 def _digits(value: float) -> str:

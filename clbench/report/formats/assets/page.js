@@ -167,6 +167,7 @@ function counting(figures, methods) {
 
 for (const place of document.querySelectorAll(".packed")) unpack(place);
 for (const section of document.querySelectorAll("[data-choice]")) choosing(section);
+for (const command of document.querySelectorAll(".command")) copyable(command);
 for (const table of document.querySelectorAll("table.sortable")) sortable(table);
 for (const figures of document.querySelectorAll(".figures")) {
   figures.hidden = false;
