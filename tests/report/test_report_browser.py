@@ -106,6 +106,18 @@ def test_sorting_by_keyboard_and_by_cost(show):
     assert len(find(browser, "#s1-comparison [aria-sort]")) == 1
 
 
+def test_differences_to_the_baseline_are_sorted_better_first(show):
+    for records in (study(), [make_number_record(m, s, [[1.0 + i + 0.1 * s] * 2] * 3)
+                              for i, m in enumerate(METHODS) for s in (0, 1)]):
+        browser = show(records)
+        given = order(browser)
+        difference = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("difference"))
+        difference.click()
+        assert order(browser) == given, "the table lists better methods first"
+        difference.click()
+        assert order(browser)[:3] == given[2::-1]
+
+
 def test_pointer_and_keyboard_show_the_records_values(show):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
