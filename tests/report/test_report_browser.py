@@ -106,6 +106,18 @@ def test_sorting_by_keyboard_and_by_cost(show):
     assert len(find(browser, "#s1-comparison [aria-sort]")) == 1
 
 
+def test_differences_to_the_baseline_are_sorted_better_first(show):
+    for records in (study(), [make_number_record(m, s, [[1.0 + i + 0.1 * s] * 2] * 3)
+                              for i, m in enumerate(METHODS) for s in (0, 1)]):
+        browser = show(records)
+        given = order(browser)
+        difference = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("difference"))
+        difference.click()
+        assert order(browser) == given, "the table lists better methods first"
+        difference.click()
+        assert order(browser)[:3] == given[2::-1]
+
+
 def test_pointer_and_keyboard_show_the_records_values(show):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
@@ -178,6 +190,22 @@ def test_the_pareto_figure_switches_its_cost(show):
     assert second[0] == "storage, log" and second[1] != first[1]
     figure.find_elements("css selector", "input")[1].send_keys(Keys.ARROW_RIGHT)
     assert shown()[0] == "training time (s), log"
+
+
+def test_the_pareto_figure_says_which_methods_are_not_on_its_axis(show):
+    records = [make_record(m, s, make_matrix(), trainable=[cost] * 3)
+               for m, cost in (("er", 9000), ("ewc", 900), ("ncm", 0), ("naive", 9000)) for s in (0, 1)]
+    browser = show(records)
+    figure, = find(browser, "[data-kind=pareto]")
+    said = figure.find_element("css selector", ".missing")
+    assert said.text == "Not on the axis of trainable parameters per task, because they have none: NCM."
+    figure.find_elements("css selector", "label")[1].click()
+    assert not said.is_displayed()
+    figure.find_elements("css selector", "label")[0].click()
+    for button in find(browser, ".legend button"):
+        if button.text != "NCM":
+            button.click()
+    assert said.is_displayed() and not figure.find_elements("css selector", ".marker")
 
 
 def test_the_legend_takes_a_method_out_of_every_figure(show):

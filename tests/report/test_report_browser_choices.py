@@ -145,3 +145,56 @@ def test_the_filter_hides_no_method_whose_name_begins_like_a_hidden_one(show):
     find(browser, ".filter input")[0].send_keys("s 2")
     until(lambda: [row.get_attribute("data-label") for row in find(browser, "#s1-comparison tr[data-row]")
                    if row.is_displayed()] == ["ours 2"])
+
+
+def test_a_command_is_copied_or_else_selected(show):
+    browser = show(study())
+    button = find(browser, "#choose .copy")[0]
+    for write, shown in (("() => Promise.reject()", "Copy"), ("async (text) => { copied = text; }", "Copied")):
+        browser.execute_script(f"navigator.clipboard.writeText = {write}")
+        button.click()
+        until(lambda shown=shown: button.text == shown and (
+            shown == "Copied" or browser.execute_script("return String(getSelection())").startswith("clbench choose")))
+    assert browser.execute_script("return copied") == "clbench choose RUN"
+
+
+def test_figures_of_many_methods_say_which_ones_they_show(show):
+    from selenium.webdriver.support.select import Select
+
+    browser = show([make_record(f"m{i}", 0, scenario="class", R=[[0.5] * 2, [0.9, 0.5], [0.01 * i, 0.9]])
+                    for i in range(20)])
+    said, name = find(browser, "#s1 .selection")[0], find(browser, "#s1 .filter input")[0]
+    select = Select(find(browser, "#s1 .filter select")[0])
+
+    def filter_by(part):
+        browser.execute_script("arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))",
+                               name, part)
+
+    at_first = said.text
+    shown = len(find(browser, "#s1 .legend button[aria-pressed=true]"))
+    assert at_first == (f"These figures show {shown} of 20 methods: the 6 best, those on the Pareto fronts, the "
+                        "baseline and joint training. Use the buttons to add others.")
+    assert select.first_selected_option.text == "all methods in tables, the leading ones in figures"
+    filter_by("m1")
+    assert said.text == "These figures show 11 of 20 methods. Use the buttons to add others."
+    filter_by("nothing")
+    assert find(browser, ".filter output")[0].text == "No method matches." and said.text.startswith("No method")
+    assert not any(figure.is_displayed() for figure in find(browser, "#s1 figure"))
+    filter_by("")
+    assert said.text == at_first and find(browser, "#s1 figure")[0].is_displayed()
+    select.select_by_visible_text("all methods")
+    until(lambda: said.text == "These figures show all 20 methods.")
+    legend = find(browser, "#s1 .legend")[0]
+    assert legend.value_of_css_property("position") == "static", "a legend of many methods does not cover figures"
+
+
+def test_a_printed_page_has_whole_tables_and_figures_and_no_controls(show):
+    browser = show(study(), 960)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        wide = browser.execute_script("return [...document.querySelectorAll('table, svg')].filter(e => "
+                                      "e.getBoundingClientRect().right > innerWidth).length")
+        assert wide == 0 and find(browser, "#s1-comparison")[0].is_displayed()
+        assert not any(e.is_displayed() for e in find(browser, ".filter, .limits, .legend, .switch, .download"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

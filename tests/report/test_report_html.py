@@ -214,3 +214,12 @@ def test_notes_beyond_five_are_folded_without_an_empty_heading():
     shown, folded = page.split("more notes</summary>")
     assert all((note in shown) == (k < 5) and (note in folded) == (k >= 5)
                for k, note in enumerate(section.notes) if note.startswith("note"))
+
+
+def test_the_next_command_stands_in_a_block_of_its_own():
+    report = build(study(methods=("lora", "ewc"), command="clbench run study.toml"))
+    topic, text = report.sections[0].headline[-1]
+    words, command = text.split(": ", 1)
+    assert topic == "Next" and command.startswith("clbench run study.toml --methods ")
+    block = f'<pre tabindex="0" role="region" aria-label="Command"><code>{command}</code></pre>'
+    assert re.search(rf"<dd>{words}:<wbr>\s*<div class=\"command\">{re.escape(block)}", render(report))

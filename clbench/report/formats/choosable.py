@@ -105,7 +105,7 @@ def _hundredths(value: float) -> int:
 FEW = 6  # methods; with more, a reader can choose which ones are shown
 CLEAR = 16  # lines that stay distinct in a figure; with more methods, only the leading ones are shown at first
 BEST = 6  # the number of most accurate methods that count as leading
-ALL, LEADING = "all methods", "the best, the Pareto fronts, the baseline and joint training"
+ALL, LEADING = "all methods", f"the {BEST} best, those on the Pareto fronts, the baseline and joint training"
 FEWER, GROWN = 0.1, 1.1  # limits: share of the parameters that is trained; growth of the stored parameters
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from clbench.report.figures import style
 from clbench.report.figures.data import slugs
-from clbench.report.formats.choosable import pack_choice
+from clbench.report.formats.choosable import LEADING, pack_choice
 from clbench.report.formats.page import ranking_view, section_view
 from clbench.report.formats.palette import css
 from clbench.report.formatting import shorten_alt
@@ -44,7 +44,7 @@ def render(report: Report, back: tuple[str, str] | None = None) -> str:
     script = "(() => {\n\"use strict\";\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return _environment().get_template("report.html").render(
         report=report, back=back, sections=views, ranking=ranking_view(report, styles), script=script,
-        choice=pack_choice([(view.id, view.section) for view in views]),
+        choice=pack_choice([(view.id, view.section) for view in views]), leading=LEADING,
         style=_asset("report.css") + css()) + "\n"
 
 
@@ -65,7 +65,8 @@ def _environment() -> Environment:
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
                                      undefined=jinja2.StrictUndefined)
     environment.tests["exact_as_text"] = _text_is_exact
-    environment.filters |= {"brief": shorten_alt, "breakable": _allow_breaks, "digits": _digits, "sha256": _sha256}
+    environment.filters |= {"brief": shorten_alt, "breakable": _allow_breaks, "digits": _digits, "sha256": _sha256,
+                            "split_command": _split_command}
     return environment
 
 
@@ -79,6 +80,12 @@ def _allow_breaks(text: str) -> Markup:
 
     parts = re.split("(?<=:)", re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", text))
     return Markup("<wbr>").join(parts)
+
+
+def _split_command(text: str) -> tuple[str, str]:
+    """Return a line without the command at its end, and the command: `tune: clbench tune a.toml`."""
+    said, colon, words = text.partition(": clbench ")
+    return said + colon[:1], f"clbench {words}" if colon else ""
 
 
 def _digits(value: float) -> str:

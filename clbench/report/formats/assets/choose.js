@@ -22,9 +22,11 @@ function choosing(section) {
     return box;
   });
   const command = make("code");
-  const [line, shown] = [make("pre", { tabindex: "0", role: "region", "aria-label": "The same as a command" }), make("div")];
+  const pre = make("pre", { tabindex: "0", role: "region", "aria-label": "The same as a command" });
+  const [line, shown] = [make("div", { class: "command" }), make("div")];
   const brief = make("p", { role: "status", class: "hush" }); // screen readers announce a change of the choice
-  line.append(command);
+  pre.append(command);
+  line.append(pre);
   const limits = () => [ // `refuses` returns the reason why a method is excluded, or nothing
     ...sliders.map((slider, k) => slider.used && { flag: `--max-${kinds[k][0]} ${kinds[k][3][slider.most]}`,
       name: `${kinds[k][1]} ≤ ${kinds[k][4][slider.most]}`, refuses: (method) => refusal(method[3 + k], slider.most, kinds[k]) }),

@@ -10,6 +10,15 @@ function make(name, attributes = {}, text = "") {
   return made;
 }
 
+// Add a button that copies a command, if the browser lets a page copy.
+function copyable(command) {
+  if (!navigator.clipboard) return;
+  const button = make("button", { type: "button", class: "copy", "aria-live": "polite" }, "Copy");
+  button.addEventListener("click", () => navigator.clipboard.writeText(command.querySelector("code").textContent)
+    .then(() => { button.textContent = "Copied"; }, () => getSelection().selectAllChildren(command.querySelector("pre"))));
+  command.append(button);
+}
+
 function shape(parent, name, attributes, text) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) {

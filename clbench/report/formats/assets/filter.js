@@ -4,20 +4,26 @@ function filterable(bar, methods, redraw) {
   const section = bar.closest("section");
   const [select, input, shown] = [bar.querySelector("select"), bar.querySelector("input"), bar.querySelector("output")];
   bar.hidden = false;
+  const first = methods.filter((method) => method.shown);
+  const fewer = first.length < methods.length; // figures show only some of the methods at first
+  if (fewer) {
+    select.prepend(make("option", {}, "all methods in tables, the leading ones in figures"));
+    select.selectedIndex = 0;
+  }
   const apply = () => {
     const part = input.value.trim().toLowerCase();
-    const all = select.selectedIndex <= 0;
+    const all = select.selectedIndex <= Number(fewer);
     const wanted = methods.filter(({ button, label }) => (all || button.dataset.kinds.split("|").includes(select.value))
       && label.toLowerCase().includes(part));
-    for (const method of methods) method.button.setAttribute("aria-pressed", String(wanted.includes(method)));
+    const drawn = fewer && select.selectedIndex === 0 && !part ? first : wanted;
+    for (const method of methods) method.button.setAttribute("aria-pressed", String(drawn.includes(method)));
     const hidden = methods.filter((method) => !wanted.includes(method)).map(({ label }) => label);
     for (const row of section.querySelectorAll("tr[data-row]")) {
       row.hidden = hidden.includes(row.dataset.label);
     }
-    shown.textContent = wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
+    shown.textContent = !wanted.length ? "No method matches." : wanted.length < methods.length ? `${wanted.length} of ${methods.length}` : "";
     redraw();
   };
-  if (methods.some(({ shown }) => !shown)) select.selectedIndex = -1; // so that "all methods" can be chosen
   select.addEventListener("change", apply);
   input.addEventListener("input", apply);
 }

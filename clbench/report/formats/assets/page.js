@@ -34,7 +34,7 @@ function live(figure, methods) {
   };
   new ResizeObserver(([entry]) => {
     const found = Math.floor(entry.contentRect.width);
-    if (found !== width) { width = found; redraw(); }
+    if (found && found !== width) { width = found; redraw(); } // 0: no method is chosen, so the figure is not shown
   }).observe(stage);
   for (const input of figure.querySelectorAll("input")) input.addEventListener("change", redraw);
   const button = make("button", { type: "button", class: "download" }, "SVG");
@@ -146,13 +146,34 @@ function download(figure, methods) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
+// Return a function that says how many methods the figures show, if at first they do not show all. It hides empty figures.
+function counting(figures, methods) {
+  const said = make("p", { class: "key selection", role: "status" });
+  figures.querySelector(".legend").before(said);
+  const first = methods.filter((method) => method.shown);
+  return () => {
+    const shown = methods.filter((method) => method.shown);
+    figures.classList.toggle("empty", !shown.length);
+    if (!shown.length) said.textContent = "No method is chosen, so there is no figure. Use the buttons to add methods.";
+    else if (first.length === methods.length) said.textContent = "";
+    else if (shown.length === methods.length) said.textContent = `These figures show all ${methods.length} methods.`;
+    else {
+      const which = shown.length === first.length && shown.every((method) => first.includes(method)) ? `: ${figures.dataset.leading}` : "";
+      said.textContent = `These figures show ${shown.length} of ${methods.length} methods${which}. Use the buttons to add others.`;
+    }
+    said.hidden = !said.textContent;
+  };
+}
+
 for (const place of document.querySelectorAll(".packed")) unpack(place);
 for (const section of document.querySelectorAll("[data-choice]")) choosing(section);
+for (const command of document.querySelectorAll(".command")) copyable(command);
 for (const table of document.querySelectorAll("table.sortable")) sortable(table);
 for (const figures of document.querySelectorAll(".figures")) {
   figures.hidden = false;
   const methods = readMethods(figures.querySelector(".legend"));
-  const redraws = [...figures.querySelectorAll("figure")].map((figure) => live(figure, methods));
+  const redraws = [counting(figures, methods), ...[...figures.querySelectorAll("figure")].map((figure) => live(figure, methods))];
+  redraws[0]();
   const bar = figures.closest("section").querySelector(".filter");
   if (bar) filterable(bar, methods, () => { for (const redraw of redraws) redraw(); });
   for (const method of methods) {

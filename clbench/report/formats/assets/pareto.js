@@ -5,8 +5,11 @@ function drawPareto(svg, width, figure, methods) {
   const choice = figure.querySelector("input:checked");
   const [column, final] = [choice.value, figure.dataset.final].map(Number);
   const { unit: measure, name } = columns[final];
-  const points = methods.map((method) => ({ method, cost: rows.get(method.row)[column], gain: rows.get(method.row)[final] }))
-    .filter(({ cost, gain }) => cost.value > 0 && gain.value !== null);
+  const found = methods.map((method) => ({ method, cost: rows.get(method.row)[column], gain: rows.get(method.row)[final] }))
+    .filter(({ gain }) => gain.value !== null);
+  sayMissing(figure, found, columns[column].name);
+  const points = found.filter(({ cost }) => cost.value > 0); // a logarithmic axis has no 0
+  if (!points.length) return { height: 0, marks: [] };
   const height = width >= 520 ? 360 : 320;
   const box = { right: width - 14, top: 30, bottom: height - 46 };
   const clip = clipTo(figure.dataset);
@@ -35,6 +38,18 @@ function drawPareto(svg, width, figure, methods) {
   });
   nameAll(svg, points, at, best, box, width >= 520);
   return { height, marks };
+}
+
+// Write below the figure which methods have no place on the axis of a cost, and why.
+function sayMissing(figure, found, cost) {
+  const sentences = [["they have none", 0], ["it was not recorded", null]].map(([reason, value]) => {
+    const names = found.filter((point) => point.cost.value === value).map(({ method }) => method.label);
+    return names.length ? `Not on the axis of ${cost}, because ${reason}: ${names.join(", ")}.` : "";
+  });
+  const place = figure.querySelector(".missing") ?? make("p", { class: "key missing" });
+  place.textContent = sentences.filter(Boolean).join(" ");
+  place.hidden = !place.textContent;
+  figure.append(place);
 }
 
 function steps(svg, points, box) {
