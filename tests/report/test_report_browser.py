@@ -197,15 +197,15 @@ def test_the_pareto_figure_says_which_methods_are_not_on_its_axis(show):
                for m, cost in (("er", 9000), ("ewc", 900), ("ncm", 0), ("naive", 9000)) for s in (0, 1)]
     browser = show(records)
     figure, = find(browser, "[data-kind=pareto]")
-    said = figure.find_element("css selector", ".missing")
-    assert said.text == "Not on the axis of trainable parameters per task, because they have none: NCM."
+    sentence = figure.find_element("css selector", ".missing")
+    assert sentence.text == "Not on the axis of trainable parameters per task, because they have none: NCM."
     figure.find_elements("css selector", "label")[1].click()
-    assert not said.is_displayed()
+    assert not sentence.is_displayed()
     figure.find_elements("css selector", "label")[0].click()
     for button in find(browser, ".legend button"):
         if button.text != "NCM":
             button.click()
-    assert said.is_displayed() and not figure.find_elements("css selector", ".marker")
+    assert sentence.is_displayed() and not figure.find_elements("css selector", ".marker")
 
 
 def test_the_legend_takes_a_method_out_of_every_figure(show):
