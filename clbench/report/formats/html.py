@@ -84,8 +84,8 @@ def _allow_breaks(text: str) -> Markup:
 
 def _split_command(text: str) -> tuple[str, str]:
     """Return a line without the command at its end, and the command: `tune: clbench tune a.toml`."""
-    said, colon, words = text.partition(": clbench ")
-    return said + colon[:1], f"clbench {words}" if colon else ""
+    sentence, colon, words = text.partition(": clbench ")
+    return sentence + colon[:1], f"clbench {words}" if colon else ""
 
 
 def _digits(value: float) -> str:
