@@ -153,7 +153,7 @@ def remarks(model: Network, options: LowRankOptions, method: str = "lora") -> li
     if options.layers == "attention" and others:
         notes.append("layers = attention leaves out layers in attention that are not q, k, v or the output projection "
                      f"by their names: {', '.join(others)}")
-    if inside and options.layers == "all" and not options.targets and not has_parts(model, options.PAPER):
+    if inside and not left_out and options.layers == "all" and not (options.targets or has_parts(model, options.PAPER)):
         notes.append("all layers have adapters, because the parts that the method's paper adapts "
                      f"({'+'.join(options.PAPER)}) are not layers of their own in this model")
     return notes

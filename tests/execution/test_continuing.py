@@ -110,7 +110,7 @@ def test_outputs_grow_and_what_was_known_is_known_before_it_goes_on(pictures, la
     assert any("what became of the old tasks is not known" in note for note in again.notes)
     for longer, row in ((made, [*made.earlier.after[-1], *made.R[-1]]), (again, [None] * 4 + again.R[-1])):
         task = 1 if (label, scenario) == ("er", "class") else None
-        about = json.loads(export(tmp_path, longer.key, tmp_path / "home", task=task)[1].read_text())
+        about = json.loads(export(tmp_path, longer.key, tmp_path / f"home-{longer.key}", task=task)[1].read_text())
         tasks = [[2 * index, 2 * index + 1] for index in range(len(row))]
         assert (about["tasks"], about["accuracy"]) == (tasks, row)
         names = clbench.load_model(tmp_path, longer.key).class_names
