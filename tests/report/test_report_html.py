@@ -8,15 +8,20 @@ from statistics import fmean
 
 import pytest
 from helpers import ROOT
-from helpers.records import make_matrix, make_record
+from helpers.records import make_matrix, make_number_record, make_record
 
+from clbench.core.objective import METRICS
 from clbench.core.registry import discover
 from clbench.report import build
+from clbench.report.columns import COMPARISON
 from clbench.report.figures import data
 from clbench.report.figures.style import PALE, PALETTE, assign_styles
 from clbench.report.formats import palette
+from clbench.report.formats.hints import MEANINGS, explain
 from clbench.report.formats.html import render
 from clbench.report.formatting import NONE
+from clbench.report.metric_columns import measures_of
+from clbench.results.records import metric_of
 from clbench.results.stats import mean_interval
 
 NASTY = "</script><img src=x onerror='alert(1)'>\u2028{{ 7 * 7 }} \"a\" &lt; <b>"
@@ -200,9 +205,18 @@ def test_bold_and_underlined_values_are_explained():
     assert "nderlined" not in key([make_record("ewc", s) for s in (0, 1)])[1]
 
 
-def test_columns_are_headed_in_words_with_the_abbreviation_as_a_tooltip():
+def test_columns_are_headed_in_words_with_their_definition_as_a_tooltip():
     page = render(build(study()))
-    assert re.search(r'data-title="ACC" data-name="accuracy" title="ACC"[^>]*>accuracy \(%\)', page)
+    meaning = "Mean accuracy over all tasks after the last one. Its name in files is ACC."
+    assert re.search(rf'data-title="ACC" data-name="accuracy"[^>]* title="{meaning}">accuracy \(%\)', page)
+    for measure in (m for records in (study(), [make_number_record("lora", 0, [[1.0] * 2] * 3)])
+                    for m in measures_of(metric_of(records[0])) if m.table == COMPARISON):
+        assert explain(measure.column).count(".") >= 1, measure.column.title
+
+
+def test_tooltips_are_of_columns_that_exist():
+    titles = {m.column.title for metric in METRICS.values() for m in measures_of(metric)}
+    assert set(MEANINGS) - {"seeds"} <= titles
 
 
 def test_notes_beyond_five_are_folded_without_an_empty_heading():

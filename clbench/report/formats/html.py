@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from clbench.report.figures import style
 from clbench.report.figures.data import slugs
 from clbench.report.formats.choosable import LEADING, pack_choice
+from clbench.report.formats.hints import explain
 from clbench.report.formats.page import ranking_view, section_view
 from clbench.report.formats.palette import css
 from clbench.report.formatting import shorten_alt
@@ -65,8 +66,8 @@ def _environment() -> Environment:
     environment = jinja2.Environment(loader=jinja2.FunctionLoader(_asset), autoescape=True,
                                      undefined=jinja2.StrictUndefined)
     environment.tests["exact_as_text"] = _text_is_exact
-    environment.filters |= {"brief": shorten_alt, "breakable": _allow_breaks, "digits": _digits, "sha256": _sha256,
-                            "split_command": _split_command}
+    environment.filters |= {"brief": shorten_alt, "breakable": _allow_breaks, "digits": _digits, "explain": explain,
+                            "sha256": _sha256, "split_command": _split_command}
     return environment
 
 
