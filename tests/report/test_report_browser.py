@@ -107,8 +107,10 @@ def test_sorting_by_keyboard_and_by_cost(show):
 
 
 def test_differences_to_the_baseline_are_sorted_better_first(show):
-    for records in (study(), [make_number_record(m, s, [[1.0 + i + 0.1 * s] * 2] * 3)
-                              for i, m in enumerate(METHODS) for s in (0, 1)]):
+    up = [make_record(m, s, [[0.5] * 2, [0.9, 0.5], [0.8 - 0.1 * i + 0.01 * s, 0.9]])
+          for i, m in enumerate(METHODS) for s in (0, 1)]
+    down = [make_number_record(m, s, [[1.0 + i + 0.1 * s] * 2] * 3) for i, m in enumerate(METHODS) for s in (0, 1)]
+    for records in (up, down):
         browser = show(records)
         given = order(browser)
         difference = next(e for e in find(browser, "#s1-comparison thead button") if e.text.startswith("difference"))
