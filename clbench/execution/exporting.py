@@ -23,9 +23,8 @@ from clbench.core.registry import discover
 from clbench.execution.loading import (
     SavedModel,
     find_record,
-    is_of_language_model,
     load_model,
-    without_network,
+    refuse_unsaved_language_model,
 )
 from clbench.models.hf_files import folder_of, inner
 from clbench.models.language_model import LanguageModel
@@ -92,9 +91,7 @@ def export(run: Path, trial: str | None, to: Path, form: Format = "safetensors",
             is_described = (store.artifacts / record.key / MODEL).is_file() and not isinstance(network, LanguageModel)
             model, is_plain = SavedModel(store, record, registry) if is_described else None, True
         else:
-            if is_of_language_model(record) and not (store.artifacts / record.key / MODEL).is_file():
-                raise SpecError(f"{record.name} saved no whole model; "
-                                f"{without_network(record, store.artifacts / record.key, registry)}")
+            refuse_unsaved_language_model(record, store.artifacts / record.key, registry)
             model = SavedModel(store, record, registry)
             if model.is_language_model and model.network is None:
                 raise SpecError(model.not_exportable)

@@ -24,7 +24,7 @@ from clbench.experiment.execution_settings import ExecutionSettings
 from clbench.models.network import Network
 from clbench.persistence.snapshot import make_noise_stream, read_saved, restore
 from clbench.report.analysis.readable import find_trials
-from clbench.results.records import Record
+from clbench.results.records import Record, predicts_tokens
 from clbench.results.store import KEY_START, MODEL, Store, list_trials
 from clbench.strategy.base import Prediction, Strategy
 from clbench.strategy.objectives import predicted_numbers
@@ -100,7 +100,7 @@ class SavedModel(nn.Module):
         """Return why a language model without a plain network cannot be used outside clbench."""
         return (f"{self.record.name} is a language model that clbench export cannot write for transformers, because "
                 f"{self.record.trial.method.name} does not save one plain network; "
-                f"{without_network(self.record, self.folder, self.registry)}")
+                f"{advise_language_model(self.record, self.folder, self.registry)}")
 
     def forward(self, inputs: Tensor, task: int | None = None) -> Tensor:
         """Return logits [N, C] of prepared inputs [N, *input_shape]; -inf for excluded outputs."""
@@ -245,8 +245,7 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
         plugin_arguments = {"registry": registry} if "registry" in inspect.signature(load).parameters else {}
         network: Network = load(record, folder, last_task if task is None else task, **plugin_arguments)
         return network.requires_grad_(False).eval()
-    if not is_saved and is_of_language_model(record):
-        raise SpecError(f"{record.name} saved no plain network; {without_network(record, folder, registry)}")
+    refuse_unsaved_language_model(record, folder, registry)
     if not is_saved:
         keeping = sorted(strategy.name for strategy in registry.strategies.values() if strategy.load_model)
         raise SpecError(f"the network of {record.label} was not saved. Without --keep models only "
@@ -260,12 +259,13 @@ def load_model(run: str | os.PathLike[str], trial: str | None = None, task: int 
     return model.network
 
 
-def is_of_language_model(record: Record) -> bool:
-    """Return whether a trial's model predicts tokens."""
-    return record.stream is not None and not any(record.stream.classes)
+def refuse_unsaved_language_model(record: Record, folder: Path, registry: Registry) -> None:
+    """Raise a `SpecError` if a trial is of a language model, and its folder has no plain network."""
+    if predicts_tokens(record) and not (folder / MODEL).is_file():
+        raise SpecError(f"{record.name} saved no plain network; {advise_language_model(record, folder, registry)}")
 
 
-def without_network(record: Record, folder: Path, registry: Registry) -> str:
+def advise_language_model(record: Record, folder: Path, registry: Registry) -> str:
     """Return what to do with a language model of which a trial's folder has no plain network."""
     if not any(folder.glob("task*")):
         return "methods that change only the weights of the network, such as naive and er, save one with --keep models"

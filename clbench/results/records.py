@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from clbench.core.errors import SpecError, guess
-from clbench.core.objective import ACCURACY, METRICS, Metric, find_metric
+from clbench.core.objective import ACCURACY, CAUSAL_LM, METRICS, Metric, find_metric
 from clbench.core.scenario import Outputs
 from clbench.experiment.search import Searched
 from clbench.experiment.trial import Trial
@@ -64,6 +64,7 @@ __all__ = [
     "matrices",
     "metric_of",
     "metrics_of",
+    "predicts_tokens",
     "select_metric",
 ]
 
@@ -206,6 +207,11 @@ class Record(RecordPart):
 def metric_of(record: Record) -> Metric:
     """Return the metric of a record's R."""
     return find_metric(record.metric)
+
+
+def predicts_tokens(record: Record) -> bool:
+    """Return whether a record is that of a language model."""
+    return metric_of(record) in CAUSAL_LM.metrics
 
 
 def matrices(record: Record) -> dict[str, list[list[float]]]:

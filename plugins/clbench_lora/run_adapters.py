@@ -17,7 +17,7 @@ from clbench.core.files import Files
 from clbench.core.registry import Registry, discover, installed
 from clbench.models.network import Network
 from clbench.report.analysis.readable import find_trials
-from clbench.results.records import Record, StreamFacts
+from clbench.results.records import Record, StreamFacts, predicts_tokens
 from clbench.results.store import Store, list_trials
 from clbench.training.building import build_model
 from clbench_lora.files import (
@@ -65,8 +65,8 @@ class TrialAdapters:
 
     @property
     def of_language_model(self) -> bool:
-        """Return whether the trial's model is a language model, which has no classes."""
-        return not self.outputs
+        """Return whether the trial's model is a language model."""
+        return predicts_tokens(self.record)
 
     def refuse_language_model(self, what: str, instead: str) -> None:
         """Raise a SpecError if the adapters belong to a language model.

@@ -341,6 +341,15 @@ def test_lora_has_no_network_for_a_task(table, tmp_path):
             load(tmp_path, task=0)
 
 
+def test_a_model_that_was_not_saved_is_not_called_a_language_model(table, tmp_path):
+    (record,) = run(table, ["naive"])
+    Store(tmp_path).write(record)
+    with pytest.raises(StoreError, match=r"model\.safetensors does not exist: run the experiment again with --keep"):
+        export(tmp_path, None, tmp_path / "to")
+    with pytest.raises(SpecError, match="the network of naive was not saved"):
+        export(tmp_path, None, tmp_path / "to", task=0)
+
+
 def test_an_embedding_of_numbers_is_refused(table):
     from clbench.execution.embedding import prepare
 
