@@ -33,7 +33,6 @@ Reference codes differ:
 from __future__ import annotations
 
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +43,7 @@ from torch.func import functional_call
 from clbench import Batch, Network, Options, Samples, StreamInfo, Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.strategy.per_sample_gradients import evaluating
+from clbench.training.optimizers import matches
 from clbench_mir import MIROptions
 
 
@@ -85,7 +85,7 @@ class MIR(ER):
 
     def _rate(self, name: str) -> float:
         """Return the learning rate of a parameter."""
-        return self.head_lr if any(fnmatchcase(name, pattern) for pattern in self.head_parameters) else self.lr
+        return self.head_lr if matches(name, self.head_parameters) else self.lr
 
     def _losses(self, logits: Tensor, samples: Samples) -> Tensor:
         """Return the cross-entropy of each sample [M]."""
