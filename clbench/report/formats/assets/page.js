@@ -147,21 +147,21 @@ function download(figure, methods) {
 }
 
 // Return a function that says how many methods the figures show, if at first they do not show all. It hides empty figures.
-function counting(figures, methods) {
-  const said = make("p", { class: "key selection", role: "status" });
-  figures.querySelector(".legend").before(said);
+function describeShown(figures, methods) {
+  const sentence = make("p", { class: "key selection", role: "status" });
+  figures.querySelector(".legend").before(sentence);
   const first = methods.filter((method) => method.shown);
   return () => {
     const shown = methods.filter((method) => method.shown);
     figures.classList.toggle("empty", !shown.length);
-    if (!shown.length) said.textContent = "No method is chosen, so there is no figure. Use the buttons to add methods.";
-    else if (first.length === methods.length) said.textContent = "";
-    else if (shown.length === methods.length) said.textContent = `These figures show all ${methods.length} methods.`;
+    if (!shown.length) sentence.textContent = "No method is chosen, so there is no figure. Use the buttons to add methods.";
+    else if (first.length === methods.length) sentence.textContent = "";
+    else if (shown.length === methods.length) sentence.textContent = `These figures show all ${methods.length} methods.`;
     else {
       const which = shown.length === first.length && shown.every((method) => first.includes(method)) ? `: ${figures.dataset.leading}` : "";
-      said.textContent = `These figures show ${shown.length} of ${methods.length} methods${which}. Use the buttons to add others.`;
+      sentence.textContent = `These figures show ${shown.length} of ${methods.length} methods${which}. Use the buttons to add others.`;
     }
-    said.hidden = !said.textContent;
+    sentence.hidden = !sentence.textContent;
   };
 }
 
@@ -172,8 +172,9 @@ for (const table of document.querySelectorAll("table.sortable")) sortable(table)
 for (const figures of document.querySelectorAll(".figures")) {
   figures.hidden = false;
   const methods = readMethods(figures.querySelector(".legend"));
-  const redraws = [counting(figures, methods), ...[...figures.querySelectorAll("figure")].map((figure) => live(figure, methods))];
-  redraws[0]();
+  const updateSentence = describeShown(figures, methods);
+  updateSentence();
+  const redraws = [updateSentence, ...[...figures.querySelectorAll("figure")].map((figure) => live(figure, methods))];
   const bar = figures.closest("section").querySelector(".filter");
   if (bar) filterable(bar, methods, () => { for (const redraw of redraws) redraw(); });
   for (const method of methods) {

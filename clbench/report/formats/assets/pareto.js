@@ -7,7 +7,7 @@ function drawPareto(svg, width, figure, methods) {
   const { unit: measure, name } = columns[final];
   const found = methods.map((method) => ({ method, cost: rows.get(method.row)[column], gain: rows.get(method.row)[final] }))
     .filter(({ gain }) => gain.value !== null);
-  sayMissing(figure, found, columns[column].name);
+  listMissing(figure, found, columns[column].name);
   const points = found.filter(({ cost }) => cost.value > 0); // a logarithmic axis has no 0
   if (!points.length) return { height: 0, marks: [] };
   const height = width >= 520 ? 360 : 320;
@@ -41,7 +41,7 @@ function drawPareto(svg, width, figure, methods) {
 }
 
 // Write below the figure which methods have no place on the axis of a cost, and why.
-function sayMissing(figure, found, cost) {
+function listMissing(figure, found, cost) {
   const sentences = [["they have none", 0], ["it was not recorded", null]].map(([reason, value]) => {
     const names = found.filter((point) => point.cost.value === value).map(({ method }) => method.label);
     return names.length ? `Not on the axis of ${cost}, because ${reason}: ${names.join(", ")}.` : "";
