@@ -37,9 +37,19 @@ def stream_of(benchmark, scenario="task", **options):
     return load_stream(Resolved(name=benchmark, options=whole), scenario, 0, Path(os.devnull).parent, registry)
 
 
-def test_a_run_on_texts_gives_adapters_that_plain_peft_loads(tmp_path):
+def load_exported(model, adapter):
+    """Return a model with an exported adapter and its head, for 4 classes, loaded by transformers and PEFT."""
     from peft import PeftModel
     from transformers import AutoModel
+
+    network = AutoModel.from_pretrained(str(model)).eval()
+    network.head = torch.nn.Linear(16, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PEFT asks transformers
+        return PeftModel.from_pretrained(network, str(adapter)).eval()
+
+
+def test_a_run_on_texts_gives_adapters_that_plain_peft_loads(tmp_path):
 
     plain = save_model(tmp_path / "model", "bert")
     write_texts(tmp_path / "topics.csv")
@@ -58,11 +68,7 @@ def test_a_run_on_texts_gives_adapters_that_plain_peft_loads(tmp_path):
     x = stream_of(f"text:{tmp_path / 'topics.csv'}", tasks=2, length=12, tokenizer=str(tmp_path / "model")).tests.x
     strategy = reload.load(source, [0]).eval()
     there = x >= 0
-    model = AutoModel.from_pretrained(str(tmp_path / "model")).eval()
-    model.head = torch.nn.Linear(16, 4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what PEFT asks transformers
-        tuned = PeftModel.from_pretrained(model, str(tmp_path / "to")).eval()
+    tuned = load_exported(tmp_path / "model", tmp_path / "to")
     with torch.no_grad():
         ours = strategy.predict(x, 0).logits
         hidden = tuned(input_ids=x.masked_fill(~there, 0).long(), attention_mask=there.long()).last_hidden_state
@@ -74,8 +80,6 @@ def test_a_run_on_texts_gives_adapters_that_plain_peft_loads(tmp_path):
 @pytest.mark.parametrize(("kind", "options", "pool"), [
     ("llama", "", "last"), ("bert", "", "mean"), ("bert", ":pool=cls", "cls")])
 def test_an_exported_adapter_names_the_pooling_that_its_head_needs(tmp_path, kind, options, pool):
-    from peft import PeftModel
-    from transformers import AutoModel
 
     save_model(tmp_path / "model", kind)
     write_texts(tmp_path / "topics.csv")
@@ -88,11 +92,7 @@ def test_an_exported_adapter_names_the_pooling_that_its_head_needs(tmp_path, kin
     features, = re.findall(rf"^\| `{pool}`[^|]* \| `(.*)` \|$", page, re.MULTILINE)
     x = stream_of(f"text:{tmp_path / 'topics.csv'}", tasks=2, length=12, tokenizer=str(tmp_path / "model")).tests.x
     batch = {"input_ids": x.clamp(min=0).long(), "attention_mask": (x >= 0).long()}
-    model = AutoModel.from_pretrained(str(tmp_path / "model")).eval()
-    model.head = torch.nn.Linear(16, 4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what PEFT asks transformers
-        tuned = PeftModel.from_pretrained(model, str(tmp_path / "to")).eval()
+    tuned = load_exported(tmp_path / "model", tmp_path / "to")
     with torch.no_grad():
         hidden = tuned(**batch).last_hidden_state
         names = {"torch": torch, "hidden": hidden, "batch": batch, "mask": batch["attention_mask"].unsqueeze(2)}
