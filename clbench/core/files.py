@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import json
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from clbench.core.errors import ClbenchError, DataError, StoreError
+from clbench.core.errors import ClbenchError, StoreError
 
 try:
     import fcntl
@@ -27,7 +26,6 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the folder of clbench itself
 ATTEMPTS = 100  # to open a file that others create and remove at the same time
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 PIECE = 2**20  # bytes that are read at a time
-INDEX = ".safetensors.index.json"  # ending of the file in which Hugging Face lists the shards of a model
 STALE_SECONDS = 3600.0  # a temporary file older than this was left by a killed process
 Files = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]  # one file, or several
 
@@ -53,15 +51,26 @@ def make_folder(folder: Path, advice: str) -> None:
 
 @contextlib.contextmanager
 def explain_unreadable(advice: str, kind: type[ClbenchError] = StoreError) -> Iterator[None]:
-    """Convert the error of a file or folder that cannot be read into one of one line, which ends with an advice.
+    """Raise a one-line error that ends with `advice` if the block cannot read a file or folder.
 
     Raises:
-        ClbenchError: of the class `kind`; a file or folder that the block uses cannot be read.
+        ClbenchError: of the class `kind`.
     """
     try:
         yield
     except OSError as error:
         raise kind(f"cannot read {error.filename}: {error.strerror or error}; {advice}") from None
+
+
+def require_new_folder(folder: Path, advice: str) -> None:
+    """Check that a folder does not exist yet, or is empty.
+
+    Raises:
+        StoreError: it is a file, has files, or cannot be read; the error ends with `advice`.
+    """
+    with explain_unreadable(advice):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StoreError(f"{folder} is not an empty folder; {advice}")
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
@@ -88,37 +97,9 @@ def read_hash(path: str | os.PathLike[str]) -> str:
     return total.hexdigest()
 
 
-def weight_files(path: Path) -> list[Path]:
-    """Return the files with the weights of a model: the shards if `path` is Hugging Face's index, or else `path`.
-
-    Raises:
-        DataError: the index cannot be read, or a shard is missing.
-    """
-    if not path.name.endswith(INDEX):
-        return [path]
-    try:
-        names = sorted(map(Path, set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())))
-        if not names:
-            raise ValueError("it lists no shards")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"weights {path}: it cannot be read as an index of shards") from None
-    if wrong := [name for name in names if name.name != str(name)]:
-        raise DataError(f"weights {path}: the shard {str(wrong[0])!r} is not a name of a file in the same folder")
-    if missing := [name for name in names if not (path.parent / name).is_file()]:
-        raise DataError(f"weights {path}: {len(missing)} of {len(names)} shards are missing: {missing[0]}")
-    return [path.parent / name for name in names]
-
-
-def hash_weights(path: Path) -> str:
-    """Return the SHA-256 of a file of weights; for Hugging Face's index, a hash of the names and hashes of its shards.
-
-    Raises:
-        OSError: it cannot be read.
-        DataError: the index cannot be read, or a shard is missing.
-    """
-    if not path.name.endswith(INDEX):
-        return hash_file(path)
-    return hashlib.sha256("\n".join(f"{p.name} {hash_file(p)}" for p in weight_files(path)).encode()).hexdigest()
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return a SHA-256 of the names and contents of files, in their order; OSError if one cannot be read."""
+    return hashlib.sha256("\n".join(f"{path.name} {hash_file(path)}" for path in paths).encode()).hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:

@@ -1,4 +1,4 @@
-"""Metadata of pretrained weights, and the interface to a model's source of published weights.
+"""The files and metadata of pretrained weights, and the interface to a model's source of published weights.
 
 A source belongs to a model's declaration (`ModelInfo.weights`). The plan resolves names with it, so that a trial's key
 has the revision. The process that trains loads the tensors with it.
@@ -15,8 +15,10 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clbench.core.errors import DataError, message_of
+from clbench.core.files import hash_file, hash_files
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+INDEX_SUFFIX = ".safetensors.index.json"  # of the file in which Hugging Face lists the shards of a model
 STARTS_UNTRAINED = "it starts untrained"  # end of the note of a record whose head has no pretrained weights
 
 
@@ -84,6 +86,37 @@ class WeightsSource(Protocol):
 
     def info(self, model: str) -> PretrainedInfo:
         """Return the metadata of the model's default weights, for a file of weights without metadata."""
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files with the weights of a model: the shards if `path` is Hugging Face's index, or else `path`.
+
+    Raises:
+        DataError: the index cannot be read, or a shard is missing.
+    """
+    if not path.name.endswith(INDEX_SUFFIX):
+        return [path]
+    try:
+        names = sorted(map(Path, set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())))
+        if not names:
+            raise ValueError("it lists no shards")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"weights {path}: it cannot be read as an index of shards") from None
+    if wrong := [name for name in names if name.name != str(name)]:
+        raise DataError(f"weights {path}: the shard {str(wrong[0])!r} is not a name of a file in the same folder")
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        raise DataError(f"weights {path}: {len(missing)} of {len(names)} shards are missing: {missing[0]}")
+    return [path.parent / name for name in names]
+
+
+def hash_weights(path: Path) -> str:
+    """Return the SHA-256 of a file of weights; for Hugging Face's index, a hash of the names and hashes of its shards.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: the index cannot be read, or a shard is missing.
+    """
+    return hash_files(weight_files(path)) if path.name.endswith(INDEX_SUFFIX) else hash_file(path)
 
 
 def read_weights_info(path: Path) -> PretrainedInfo | None:

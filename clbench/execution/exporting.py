@@ -26,7 +26,7 @@ from clbench.execution.loading import (
     load_model,
     refuse_unsaved_language_model,
 )
-from clbench.models.hf_files import folder_of, inner
+from clbench.models.hf_files import INDEX, folder_of, inner
 from clbench.models.language_model import LanguageModel
 from clbench.models.network import Network
 from clbench.persistence.snapshot import make_noise_stream
@@ -35,7 +35,7 @@ from clbench.results.store import MODEL, Store
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 PROGRAM, ONNX, ABOUT = "model.pt2", "model.onnx", "model.json"
-OTHERS = (MODEL, f"{MODEL}.index.json", "config.json", PROGRAM, ONNX, ABOUT)  # files that another model may have
+OTHERS = (MODEL, INDEX, "config.json", PROGRAM, ONNX, ABOUT)  # files that another model may have
 CONFIGURATION = (".json", ".jinja", ".model", ".txt")  # suffixes of a language model's files besides its weights
 NEEDS = ("onnx", "onnxscript")  # packages of the extra clbench[onnx]
 

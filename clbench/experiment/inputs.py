@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clbench.core import files
 from clbench.core.entry_points import builder, resolve
 from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import ModelInfo
 from clbench.core.objective import CLASSIFICATION, ObjectiveInfo
 from clbench.core.options import Options
-from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, read_weights_info
+from clbench.core.pretrained import Preprocessing, PretrainedInfo, WeightsSource, hash_weights, read_weights_info
 from clbench.experiment.spec import Named
 from clbench.experiment.trial import Weights, hash_of_name
 
@@ -50,7 +49,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
         if text in (None, "none"):
             return None, PretrainedInfo()
         by_name = NAME.fullmatch(text) and not Path(text).is_file()
-        content = "" if by_name else files.hash_weights(Path(text))  # before the source is loaded, which imports torch
+        content = "" if by_name else hash_weights(Path(text))  # before the source is loaded, which imports torch
         source: WeightsSource = resolve(info.weights, f"model {info.name!r}")
         if by_name:
             named_weights = source.find(model.name, text)

@@ -13,16 +13,16 @@ import threading
 import warnings
 from contextlib import suppress
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from clbench.core import files
 from clbench.core.errors import DataError, SpecError, message_of
-from clbench.core.files import hash_file, weight_files
+from clbench.core.files import hash_file, hash_files
+from clbench.core.pretrained import INDEX_SUFFIX, weight_files
 
 WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"  # which lists the shards of a large model
+INDEX = f"model{INDEX_SUFFIX}"  # which lists the shards of a large model
 CACHED = "models--"  # prefix of the folders of repositories in the hub's cache
 LONGEST = 8.0  # seconds after which Hugging Face's hub counts as unreachable
 # Files to download: configuration, tokenizer, weights.
@@ -194,10 +194,9 @@ def is_tokenizer_file(path: Path) -> bool:
 
 def _lacks_weights(folder: Path) -> bool:
     """Return whether a folder lacks weights, in one file or in the shards that its index lists."""
-    if (folder / WEIGHTS).is_file():
-        return False
+    path = weights_in(folder)
     with suppress(DataError):
-        return not (folder / INDEX).is_file() or not weight_files(folder / INDEX)
+        return path is None or not weight_files(path)
     return True
 
 
@@ -218,6 +217,11 @@ def published_as(weights: str) -> tuple[str, str | None]:
     return str(path.parent.resolve()), None
 
 
+def weights_in(folder: Path) -> Path | None:
+    """Return the weights file in a folder, or the index of its shards; None if there is neither."""
+    return next((path for path in (folder / WEIGHTS, folder / INDEX) if path.is_file()), None)
+
+
 def weights_of(model: str) -> Path:
     """Return the weights file of a model `hf:NAME`, or the index of its shards.
 
@@ -225,9 +229,8 @@ def weights_of(model: str) -> Path:
         DataError: there is neither.
     """
     folder = folder_of(inner(model), weights=True)
-    for path in (folder / WEIGHTS, folder / INDEX):
-        if path.is_file():
-            return path
+    if path := weights_in(folder):
+        return path
     raise DataError(f"model {model!r}: no {WEIGHTS} in {folder}; save it as such by transformers' save_pretrained, or "
                     "begin untrained (--weights none)")
 
@@ -259,4 +262,4 @@ def read_object(path: Path) -> dict[str, Any]:
 def fingerprint(folder: Path) -> str:
     """Return a hash of the files of a model: configuration, weights and tokenizer."""
     files = sorted({path for pattern in HASHED for path in folder.glob(pattern)})
-    return sha256("\n".join(f"{path.name} {hash_file(path)}" for path in files).encode()).hexdigest()
+    return hash_files(files)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from clbench.core.artifacts import save_tensors
 from clbench.core.errors import DataError, SpecError, StoreError
-from clbench.core.files import explain_unreadable, weight_files
+from clbench.core.files import require_new_folder
+from clbench.core.pretrained import weight_files
 from clbench.models.causal_lm import explain_errors
 from clbench.models.hf_candidates import Candidate, base_folder
-from clbench.models.hf_files import ADAPTER_WEIGHTS, INDEX, WEIGHTS, read_config
+from clbench.models.hf_files import ADAPTER_WEIGHTS, INDEX, read_config, weights_in
 
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)  # other values also change the base
 NOT_PLAIN = {"use_dora": "DoRA", "modules_to_save": "modules that are saved as a whole (modules_to_save)",
@@ -76,7 +77,7 @@ def _is_copy(name: str, tensor: Tensor, base: str) -> bool:
     if COPY not in name:
         return False
     base_name, folder = name.removeprefix(PREFIX).replace(COPY, "."), base_folder(base)
-    for path in weight_files(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)):
+    for path in weight_files(weights_in(folder) or folder / INDEX):
         with explain_errors(path, "the base"), safe_open(path, "pt") as file:
             if base_name in file.keys():  # noqa: SIM118
                 return torch.equal(file.get_tensor(base_name).float(), tensor.float())
@@ -116,10 +117,7 @@ def export_scaled(candidate: Candidate, scale: float, target: Path, base: str) -
     source = _weights_file(candidate)
     if source.suffix != ".safetensors":
         raise DataError(f"{source}: only adapters in safetensors can be exported")
-    with explain_unreadable("choose a new folder for the scaled adapter"):
-        is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    if not is_free:
-        raise StoreError(f"{target} is not an empty folder; choose a new folder for the scaled adapter")
+    require_new_folder(target, "choose a new folder for the scaled adapter")
     weights = {name: tensor * scale if ".lora_B." in name or ".lora_embedding_B" in name else tensor
                for name, tensor in load_file(source).items()}
     try:

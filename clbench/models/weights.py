@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clbench.core.errors import ClbenchError, DataError, message_of, typed_message
-from clbench.core.files import weight_files
-from clbench.core.pretrained import STARTS_UNTRAINED
+from clbench.core.pretrained import STARTS_UNTRAINED, weight_files
 from clbench.models.network import Network
 
 WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and training scripts add to every name

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clbench.core import files, seeds
+from clbench.core import seeds
 from clbench.core.entry_points import builder, package_of, resolve
 from clbench.core.errors import ClbenchError, DataError, OptionError, PluginError, SpecError, message_of
 from clbench.core.options import Options, format_value
-from clbench.core.pretrained import Preprocessing, WeightsSource
+from clbench.core.pretrained import Preprocessing, WeightsSource, hash_weights
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.core.user_code import place_of_function, users_place
@@ -218,7 +218,7 @@ def check_model(network: Network, model: Resolved, stream: Stream, registry: Reg
 def _check_weights(weights: Weights) -> Path:
     """Return the path of a weights file, after checking that it has not changed since the trial was planned."""
     try:
-        digest = files.hash_weights(Path(weights.path))
+        digest = hash_weights(Path(weights.path))
     except OSError as error:
         raise DataError(f"cannot read weights {weights.path}: {error.strerror}") from None
     if digest != weights.sha256:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench.core.artifacts import BASE, save_tensors, task_folder
 from clbench.core.errors import SpecError, StoreError
-from clbench.core.files import explain_unreadable, write_atomically
+from clbench.core.files import explain_unreadable, require_new_folder, write_atomically
 from clbench.models.torchvision_models import SelfAttention
 from clbench_lora.arithmetic import combined, delta, merged
 from clbench_lora.card import CARD, card
@@ -133,11 +133,8 @@ def _hand_on(source: TrialAdapters, adapter: Adapter, to: Path) -> None:
     The base of a language model is not written if its own folder or repository has it.
     """
     refuse_foreign(source, adapter)
-    with explain_unreadable("choose another folder"):
-        is_free = not to.exists() or (to.is_dir() and not any(to.iterdir()))
-    if not is_free:
-        raise StoreError(f"{to} is not an empty folder; choose another")
-    if source.has_base or not adapter.config.base_model_name_or_path:  # the second raises an error: W is nowhere else
+    require_new_folder(to, "choose another folder")
+    if source.has_base or not adapter.config.base_model_name_or_path:  # else the named folder or repository has W
         write_base(to / BASE, source.base(), source.names)
     write_adapter(to, adapter)
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clbench.core import files
 from clbench.core.errors import DataError
+from clbench.core.pretrained import hash_weights
 from clbench.models import hf_files
 from clbench.models.hf_candidates import base_folder
 from clbench.models.hf_files import folder_of, local_folder, weights_of
@@ -113,7 +113,7 @@ def test_an_index_of_shards_that_are_not_there_is_an_error(tmp_path, index, word
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(index)
     with pytest.raises(DataError, match=words):
-        files.hash_weights(path)
+        hash_weights(path)
 
 
 def test_missing_weights_are_an_error_without_a_connection(repository, monkeypatch):
