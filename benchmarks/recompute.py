@@ -1,4 +1,4 @@
-"""Recompute accuracies, intervals and p-values over seeds of a report from its records, without clbench.
+"""Recompute accuracies, intervals and p-values of a report from its records, without clbench.
 
     python benchmarks/recompute.py reports/lora_question/vision_task [FOLDER ...]
 
@@ -12,47 +12,48 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from recompute_samples import estimate_crossed, values_of
 from scipy import stats
 
 
 def interval(values):
     """Return a mean in percent and half of its 95% interval: Student's t below 8 seeds, else expanded BCa."""
-    x, n, t = 100 * np.asarray(values), len(values), stats.t.ppf(0.975, len(values) - 1)
+    if (values := np.asarray(values)).shape[1] > 1:
+        return estimate_crossed(values)[:2]
+    x, n, t = 100 * values[:, 0], len(values), stats.t.ppf(0.975, len(values) - 1)
     if n < 8 or np.ptp(x) <= 1e-10:
         return x.mean(), t * x.std(ddof=1) / n**0.5
     counts = np.array([np.bincount(c, minlength=n) for c in itertools.combinations_with_replacement(range(n), n)])
     weights, off = stats.multinomial.pmf(counts, n, [1 / n] * n), x - x.mean()
     means, close = counts @ off / n, 1e-9 * abs(off).max()
     bias = stats.norm.ppf(weights[means < -close].sum() + weights[abs(means) <= close].sum() / 2)
-    a = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
+    a, order = (off**3).sum() / (6 * (off**2).sum() ** 1.5), np.argsort(means)
     z = bias + np.array([-1, 1]) * (n / (n - 1)) ** 0.5 * t
-    order = np.argsort(means)
     places = np.searchsorted(weights[order].cumsum(), stats.norm.cdf(bias + z / (1 - a * z)))
     return x.mean(), np.ptp(means[order[np.minimum(places, len(order) - 1)]]) / 2
 
 
 def differences(first, second):
-    """Return the differences of two methods on their shared seeds, and the accuracies of both on these seeds."""
+    """Return the differences of two methods on their shared seeds, those of the means, and the means of both."""
     both = np.array([[x[s] for s in first if s in second] for x in (first, second)])
-    return both[0] - both[1], both
+    return both[0] - both[1], both[0, :, 0] - both[1, :, 0], both[:, :, 0]
 
 
 def p_value(first, second, family):
     """Return the p-value of two methods in a family of `family` tests, or 2 if one is near 100% and not tested."""
-    d, (first, second) = differences(first, second)
-    if np.ptp(d) + abs(d[0]) > 1e-12 and any(1 - np.mean(x) < 3 * np.std(x, ddof=1) - 1e-12 for x in (first, second)):
+    values, d, both = differences(first, second)
+    if np.ptp(d) + abs(d[0]) > 1e-12 and any(1 - np.mean(x) < 3 * np.std(x, ddof=1) - 1e-12 for x in both):
         return 2.0
-    if np.ptp(d) <= 1e-12:  # without deviation there is no t-test, so use the p-value of sign flips
-        return 1.0 if abs(d[0]) <= 1e-12 else 2.0 ** (1 - len(d))
-    if (n := len(d)) < 8 or family * 2.0 ** (1 - n) > 0.05:
+    if values.shape[1] > 1:
+        return estimate_crossed(values)[2]
+    if np.ptp(d) > 1e-12 and (len(d) < 8 or family * 2.0 ** (1 - len(d)) > 0.05):  # else no t-test
         return stats.ttest_1samp(d, 0).pvalue
-    return (abs(np.array(list(itertools.product((-1, 1), repeat=n))) @ d) >= abs(d.sum()) - 1e-10 * abs(d).sum()).mean()
+    return (abs(list(itertools.product((-1, 1), repeat=len(d))) @ d) >= abs(d.sum()) - 1e-10 * abs(d).sum()).mean()
 
 
 def holm(ps):
     """Return Holm-corrected p-values."""
-    stepped = np.maximum.accumulate(np.minimum(1, np.sort(ps) * np.arange(len(ps), 0, -1)))
-    return stepped[np.argsort(np.argsort(ps, kind="stable"))]
+    return np.maximum.accumulate(np.minimum(1, np.sort(ps) * range(len(ps), 0, -1)))[stats.rankdata(ps, "ordinal") - 1]
 
 
 def check(folder):
@@ -69,14 +70,13 @@ def check_section(section, records):
     records = sorted((r for r in records if r["trial"]["scenario"] == scenario), key=lambda r: r["trial"]["seed"])
     short = {r["label"]: re.sub(":recipe[.][^:]*", "", r["label"]) for r in records}
     labels = {s if list(short.values()).count(s) == 1 else label: label for label, s in short.items()}
-    series = {name: {r["trial"]["seed"]: np.mean(r["R"][-1]) for r in records if r["label"] == labels[id_]}
+    series = {name: {r["trial"]["seed"]: values_of(r, records) for r in records if r["label"] == labels[id_]}
               for name, id_ in {**dict(zip(labels, labels, strict=True)), **ids}.items()}
     cells, blocks = [], section.split("\n\n")
 
-    def compare(where, shown, expected):  # a value halfway between two digits may be rounded up or down
-        numbers = [*map(float, shown.split("±"))] if "±" in shown else []
-        same = np.allclose(numbers, expected, 0, 0.0050001) if numbers else shown == expected
-        cells.append("" if same else f"{where}: report {shown}, recomputed {expected}")
+    def compare(where, cell, expected):  # a value halfway between two digits may be rounded up or down
+        same = np.allclose([*map(float, cell.split("±"))], expected, 0, 5.0001e-3) if "±" in cell else cell == expected
+        cells.append("" if same else f"{where}: report {cell}, recomputed {expected}")
     for before, table in zip(["", *blocks], blocks, strict=False):
         rows = [[c.strip(" *") for c in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
         named = [(name, row) for row in rows if (name := re.sub(r" [†‡§¶※△○]+$", "", row[0])) in series]
@@ -96,5 +96,5 @@ def check_section(section, records):
 
 if __name__ == "__main__":
     for folder in map(Path, sys.argv[1:]):
-        cells = check(folder)
-        print(f"{folder}: {cells.count('')} of {len(cells)} cells agree", *filter(None, cells), sep="\n  ")
+        print(f"{folder}: {(cells := check(folder)).count('')} of {len(cells)} cells agree", *filter(None, cells),
+              sep="\n  ")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PureWindowsPath
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
@@ -49,6 +50,18 @@ class Weights(BaseModel):
     def named(self) -> bool:
         """Return whether these are published weights by name."""
         return self.sha256 == hash_of_name(self.path)
+
+    @property
+    def short_path(self) -> str:
+        """Return the path, or the last folder and file name of an absolute path, which other machines do not have.
+
+        >>> Weights(path="/data/models/all-MiniLM-L6-v2/model.safetensors", sha256="").short_path
+        'all-MiniLM-L6-v2/model.safetensors'
+        >>> Weights(path="weights/vit_s14.safetensors", sha256="").short_path
+        'weights/vit_s14.safetensors'
+        """
+        path = PureWindowsPath(self.path)  # it reads slashes too
+        return "/".join(path.parts[1:][-2:]) if path.anchor else self.path
 
 
 def hash_of_name(name: str) -> str:

@@ -114,7 +114,7 @@ def weights(pretrained: Weights | None) -> str:
                    f"license {pretrained.licence}" if pretrained.licence else "",
                    f"training data: {pretrained.training_data}" if pretrained.training_data else ""]
     details = "; ".join(filter(None, known_facts))
-    return f"{pretrained.path} ({details})" if details else pretrained.path
+    return f"{pretrained.short_path} ({details})" if details else pretrained.short_path
 
 
 def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
@@ -124,7 +124,7 @@ def summary(records: Sequence[Record], seeds: Sequence[int]) -> Pairs:
     has_other_rates = any("lr" in r.trial.own_recipe for r in records)
     pairs = [("benchmark", f"{trial.benchmark.name}, {scenario_rules(trial.scenario).title}"),
              ("model", trial.model.name + _size(trial)),
-             ("weights", f"{trial.weights.path} ({trial.weights.training_data or 'training data not known'})"
+             ("weights", f"{trial.weights.short_path} ({trial.weights.training_data or 'training data not known'})"
               if trial.weights else "none; training starts from scratch"),
              ("optimizer", f"{OPTIMIZER_TITLES[chosen.optimizer]}, learning rate {format_value(chosen.lr)}"
               + (f" ({format_value(chosen.head_lr)} for heads)" if chosen.head_lr else "")
