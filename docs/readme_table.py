@@ -13,10 +13,10 @@ from pages import table
 from results_facts import REPORTS, ROOT, read
 
 from clbench.core.registry import discover
-from clbench.report.analysis.families import family
+from clbench.report.analysis.grouping import Setting, group_by_setting
 from clbench.report.analysis.method_records import underfit_share
 from clbench.report.columns import ACC, BYTES, COMPUTE, FORGETTING, MEASURES, TRAINABLE, Measure
-from clbench.report.formatting import number
+from clbench.report.formatting import join_names, number
 from clbench.results.records import Record
 from clbench.results.stats import ALPHA, mean_interval
 
@@ -126,7 +126,7 @@ def answers() -> str:
          f"{compared(TEXT_CLASS_LORA, TEXT_CLASS_RANPAC, 'LoRA')} ({source(TEXT_CLASS_LORA)})."),
         ("Which rank?", "Start with 4 and tune the learning rate, which matters more.",
          f"Ranks {RANKS[0]} to {RANKS[-1]}, each at the better of two learning rates: "
-         f"{known['lowest accuracy of a rank']}% to {known['highest accuracy of a rank']}%, {ranks_compared()}. With "
+         f"{known['lowest accuracy of a rank']}% to {known['highest accuracy of a rank']}%. {ranks_compared()} With "
          f"the worse of the two rates, rank {RANKS[0]} loses "
          f"{known['points that the rate costs the lowest rank']} points and rank {RANKS[-1]} loses "
          f"{known['points that the rate costs the highest rank']} ({source(RANK_4)}). Without "
@@ -200,6 +200,13 @@ def methods(study: str) -> dict[str, list[Record]]:
     return grouped
 
 
+@cache
+def setting(study: str) -> Setting:
+    """Return a study as reports analyze it."""
+    found, = group_by_setting([record for of_method in methods(study).values() for record in of_method])
+    return found
+
+
 def records(method: Method) -> list[Record]:
     """Return the records of a method."""
     return methods(method[0])[method[1]]
@@ -253,20 +260,20 @@ def mean(method: Method, measure: Measure = ACC) -> float:
 def verdict(first: Method, second: Method) -> str:
     """Return whether the first method's accuracy is significantly `better` or `worse` than the second's, or `open`.
 
-    The family of tests is the same as in a report: all pairs of methods. If one of the two methods is a reference, the
-    family is all methods against it.
+    The tests are those of a report: of all pairs of methods or, if one of the two is a reference, of all methods
+    against it.
 
     Raises:
         ValueError: the two methods are not tested.
     """
-    study = first[0]
-    reference = next((label for _, label in (first, second) if methods(study)[label][0].reference), None)
-    by_method = {label: values((study, label)) for label, found in methods(study).items()
-                 if label == reference or not found[0].reference}
-    pair, = (p for p in family(ACC.column, by_method, reference).against(second[1]) if p.first == first[1])
+    tested = setting(first[0])
+    labels = {m.records[0].label: m.label for m in tested.methods}
+    reference = next((labels[label] for study, label in (first, second) if methods(study)[label][0].reference), None)
+    tests = tested.tests(ACC, tested.compared(ACC, [reference] if reference else []), reference)
+    pair, = (p for p in tests.against(labels[second[1]]) if p.first == labels[first[1]])
     if pair.untested:
         raise ValueError(f"{first} and {second} are not tested: {pair.untested}")
-    return "open" if not pair.significant else "better" if pair.better("up") == first[1] else "worse"
+    return "open" if not pair.significant else "better" if pair.better("up") == pair.first else "worse"
 
 
 def compared(first: Method, second: Method, name: str) -> str:
@@ -286,9 +293,10 @@ def points_of_rate(rank: int) -> str:
 
 
 def ranks_compared() -> str:
-    """Return in words whether two ranks, each at its better learning rate, differ significantly."""
-    pairs = combinations(map(best_rate, RANKS), 2)
-    return "no significant difference" if all(verdict(a, b) == "open" for a, b in pairs) else "significantly different"
+    """Return a sentence on which ranks, each at its better learning rate, differ significantly."""
+    pairs = [f"ranks {rank(a)} and {rank(b)}" for a, b in combinations(map(best_rate, RANKS), 2)
+             if verdict(a, b) != "open"]
+    return f"Only {join_names(pairs)} differ significantly." if pairs else "There is no significant difference."
 
 
 def percent(method: Method, measure: Measure = ACC) -> str:

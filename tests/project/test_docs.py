@@ -202,18 +202,16 @@ def test_what_the_readme_says_that_the_first_command_prints_is_what_committed_re
 @pytest.mark.parametrize(("study", "reference"), [("answer:task", None), ("vision_task_full", None),
                                                   ("vision_class", "joint:recipe.lr=1e-5"),
                                                   ("ranks", "independent:recipe.lr=1e-5")])
-def test_verdicts_are_those_of_paired_t_tests_with_holms_correction(script, study, reference):
-    from scipy.stats import ttest_rel
-
-    accuracy = {label: {seed: statistics.fmean(r["R"][-1]) for seed, r in by_seed.items()}
-                for label, by_seed in raw(study).items()
-                if label == reference or not next(iter(by_seed.values()))["reference"]}
-    p, sign = {}, {}
-    for a, b in itertools.combinations(accuracy, 2):
-        if reference in (None, a, b):
-            seeds = sorted(accuracy[a].keys() & accuracy[b].keys())
-            test = ttest_rel([accuracy[a][s] for s in seeds], [accuracy[b][s] for s in seeds])
-            p[a, b], sign[a, b] = test.pvalue, test.statistic
+def test_verdicts_are_those_of_an_independent_computation_with_holms_correction(script, study, reference, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    recompute = importlib.import_module("recompute")
+    every = [record for by_seed in raw(study).values() for record in by_seed.values()]
+    values = {label: {seed: recompute.values_of(r, every) for seed, r in by_seed.items()}
+              for label, by_seed in raw(study).items()
+              if label == reference or not next(iter(by_seed.values()))["reference"]}
+    pairs = [pair for pair in itertools.combinations(values, 2) if reference in (None, *pair)]
+    p = {(a, b): recompute.p_value(values[a], values[b], len(pairs)) for a, b in pairs}
+    sign = {(a, b): recompute.differences(values[a], values[b])[1].mean() for a, b in pairs}
     left, significant = len(p), set()
     for pair in sorted(p, key=p.get):  # Holm: the smallest p times the number of tests, and so on until one fails
         if p[pair] * left > 0.05:
