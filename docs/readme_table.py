@@ -13,6 +13,7 @@ from pages import table
 from results_facts import REPORTS, ROOT, read
 
 from clbench.core.registry import discover
+from clbench.report.analysis.families import Family
 from clbench.report.analysis.grouping import Setting, group_by_setting
 from clbench.report.analysis.method_records import underfit_share
 from clbench.report.columns import ACC, BYTES, COMPUTE, FORGETTING, MEASURES, TRAINABLE, Measure
@@ -207,6 +208,13 @@ def setting(study: str) -> Setting:
     return found
 
 
+@cache
+def tests(study: str, reference: str | None) -> Family:
+    """Return a report's tests of accuracy: of all pairs of methods, or of all methods against a reference."""
+    tested = setting(study)
+    return tested.tests(ACC, tested.compared(ACC, [reference] if reference else []), reference)
+
+
 def records(method: Method) -> list[Record]:
     """Return the records of a method."""
     return methods(method[0])[method[1]]
@@ -260,17 +268,14 @@ def mean(method: Method, measure: Measure = ACC) -> float:
 def verdict(first: Method, second: Method) -> str:
     """Return whether the first method's accuracy is significantly `better` or `worse` than the second's, or `open`.
 
-    The tests are those of a report: of all pairs of methods or, if one of the two is a reference, of all methods
-    against it.
+    The test is one of all pairs of methods or, if one of the two is a reference, of all methods against it.
 
     Raises:
         ValueError: the two methods are not tested.
     """
-    tested = setting(first[0])
-    labels = {m.records[0].label: m.label for m in tested.methods}
+    labels = {m.records[0].label: m.label for m in setting(first[0]).methods}
     reference = next((labels[label] for study, label in (first, second) if methods(study)[label][0].reference), None)
-    tests = tested.tests(ACC, tested.compared(ACC, [reference] if reference else []), reference)
-    pair, = (p for p in tests.against(labels[second[1]]) if p.first == labels[first[1]])
+    pair, = (p for p in tests(first[0], reference).against(labels[second[1]]) if p.first == labels[first[1]])
     if pair.untested:
         raise ValueError(f"{first} and {second} are not tested: {pair.untested}")
     return "open" if not pair.significant else "better" if pair.better("up") == pair.first else "worse"

@@ -1,6 +1,7 @@
 """A script without clbench recomputes the committed tables from the records, and every cell agrees."""
 
 import importlib
+import re
 
 import pytest
 from helpers import ROOT
@@ -12,7 +13,7 @@ FOLDERS = [ROOT / "reports/newsgroups", *sorted(p.parent for p in ROOT.glob("rep
 def check():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        return importlib.import_module("recompute").check
+        return importlib.import_module("recompute_samples").check
 
 
 def with_marks(folder):
@@ -26,7 +27,17 @@ def test_every_cell_of_a_study_agrees(check, folder):
     assert len(cells) > 5 and [cell for cell in cells if cell] == []
 
 
+@pytest.mark.slow
+def test_the_short_script_alone_recomputes_the_study_of_lora_and_its_rivals(check):
+    cells = importlib.import_module("recompute").check(ROOT / "reports/lora_question/answer")
+    assert len(cells) > 100 and not any(cells)
+
+
 def test_it_is_short_and_uses_nothing_of_clbench():
-    text, samples = ((ROOT / f"benchmarks/{name}.py").read_text() for name in ("recompute", "recompute_samples"))
-    assert len(text.splitlines()) <= 100 and "clbench import" not in text + samples
-    assert "import clbench" not in text + samples
+    text = (ROOT / "benchmarks/recompute.py").read_text()
+    assert len(text.splitlines()) <= 100 and "import clbench" not in text and "from clbench" not in text
+    assert not re.search("^(from|import) (clbench|recompute)", text, re.M)
+
+
+def test_its_extension_uses_nothing_of_clbench():
+    assert not re.search("^(from|import) clbench", (ROOT / "benchmarks/recompute_samples.py").read_text(), re.M)
