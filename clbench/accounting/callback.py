@@ -119,8 +119,10 @@ def kind_of_step(strategy: Strategy, batch: Batch) -> Hashable:
 
 
 def sizes_of(strategy: Strategy) -> tuple[torch.Size, ...]:
-    """Return the shapes of a strategy's own buffers."""
-    return tuple([buffer.shape for buffer in strategy._buffers.values() if buffer is not None])
+    """Return the shapes of a strategy's buffers, without those of its model."""
+    parts = [strategy._buffers, *(module._buffers for name, part in strategy._modules.items()
+                                  if part is not None and name != "model" for module in part.modules())]
+    return tuple([buffer.shape for buffers in parts for buffer in buffers.values() if buffer is not None])
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from clbench.strategy.base import Strategy, Task
 from clbench.strategy.granted import PhaseSpec
 from clbench.training.budget import shares_of
 from clbench.training.building import build_strategy, stream_info_of
-from clbench.training.costs import nbytes
+from clbench.training.costs import nbytes, role
 from clbench.training.loop import TrainingLoop
 from clbench.training.phase_cache import PhaseInputs
 from clbench.training.replica import Replica, TaskResult
@@ -75,6 +75,7 @@ class DryRun(TrainingLoop):
             RuntimeError: the strategy needs values, or has its own training loop.
         """
         strategy, task = self.strategy, tasks[0]
+        drop_values(strategy)  # of what `before_task` added
         if strategy.owns_loop:
             raise RuntimeError("it trains by a loop of its own; its records say what it trained and kept")
         self.trainable.append((0, 0))
@@ -87,6 +88,7 @@ class DryRun(TrainingLoop):
     def _train_phase(self, phase: PhaseSpec, samples: list[Samples], samplers: list[BatchSampler], losses: list[Tensor],
                      index: int, steps: int) -> None:
         """Run a phase; the losses are zeros, because meta tensors have no values."""
+        drop_values(self.strategy)  # of what `before_phase` added
         parameters, size = with_gradient(self.strategy)
         trainable = self.strategy.trainable()  # packnet trains only a part of each parameter
         self.trainable[-1] = max(self.trainable[-1], (trainable, size * trainable // max(parameters, 1)))
@@ -149,16 +151,26 @@ class DryRun(TrainingLoop):
 
 def strategy_of_shapes(model: Network, method: Resolved, stream: Stream, scenario: Scenario, pretrained: bool,
                        registry: Registry) -> Strategy:
-    """Return a method's strategy for a model without values; only integer and boolean buffers keep their values."""
+    """Return a method's strategy for a model without values."""
     strategy = build_strategy(method, model, stream_info_of(stream, scenario, 0, pretrained), registry)
+    drop_values(strategy)
+    return strategy
+
+
+def drop_values(strategy: Strategy) -> None:
+    """Remove the values of a strategy's tensors, except labels, counts and masks: integer and boolean buffers.
+
+    A stored input has no values either, so a buffer with the role "replay" keeps them only if it has one dimension.
+    """
     kept_buffers = []
-    for module in strategy.modules():
-        kept_buffers += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)
-                         if not buffer.is_floating_point()]
+    for prefix, module in strategy.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            is_input = buffer.dim() > 1 and role(strategy, f"{prefix}.{name}".lstrip(".")) == "replay"
+            if not buffer.is_floating_point() and not is_input:
+                kept_buffers.append((module, name, buffer))
     strategy.to("meta")
     for module, name, buffer in kept_buffers:
         setattr(module, name, buffer)
-    return strategy
 
 
 def with_gradient(module: nn.Module) -> tuple[int, int]:

@@ -193,10 +193,34 @@ class Adds(Strategy):
         return self.scale(super().forward(x, task))[:, self.order.tolist()]
 
 
+class GrowsOnTheCPU(Strategy):
+    """Adds a scale for each task and stores inputs, on the device of the class mask, which keeps its values."""
+
+    roles = (("memory_*", "replay"),)
+
+    def __init__(self, model, stream_info, options):
+        super().__init__(model, stream_info, options)
+        self.scales = torch.nn.ParameterDict()
+        shape = 5, *stream_info.input_shape
+        self.register_buffer("memory_x", torch.zeros(shape, dtype=torch.uint8, device=self.class_mask.device))
+
+    def before_task(self, task):
+        self.scales.requires_grad_(False)
+        new = torch.ones(self.stream_info.classes, device=self.class_mask.device)
+        self.scales[str(task.index)] = torch.nn.Parameter(new)
+
+    def prepare_batch(self, batch):
+        self.memory_x[0] = batch.x[0]
+        return batch
+
+    def forward(self, x, task=None):
+        return super().forward(x, task) * self.scales[str(task)]
+
+
 @hookimpl
 def clbench_strategies():
     return [StrategyInfo("looks", Looks, ""), StrategyInfo("adds", Adds, ""),
-            StrategyInfo("branches-replay", BranchesReplay, "")]
+            StrategyInfo("branches-replay", BranchesReplay, ""), StrategyInfo("grows-on-the-cpu", GrowsOnTheCPU, "")]
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +235,13 @@ def test_a_method_may_make_layers_where_it_likes_and_read_its_integers(extended)
     assert found.trainable == [478_410 + 110] * 5
     assert found.kept[-1].bytes == {"base": 4 * 478_520 + 8 * 10}
     assert found.flops == counted("naive").flops + 2 * 10 * 10
+
+
+def test_tensors_that_are_added_on_the_device_of_the_class_mask_are_counted(extended):
+    found = counted("grows-on-the-cpu", registry=extended, training=True)
+    assert found.trainable == [478_410 + 10] * 5
+    assert found.train_flops == counted("naive", training=True).train_flops
+    assert [kept.replay_samples for kept in found.kept] == [5] * 5
 
 
 def test_a_method_whose_size_depends_on_values_is_counted_as_far_as_it_goes(extended):

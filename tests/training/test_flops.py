@@ -320,10 +320,29 @@ class ReplaysInItsLoss(Strategy):
         return loss + self(self.stream_info.prepare(self.memory_x)).square().mean() if len(self.memory_x) else loss
 
 
-def test_a_loss_over_a_buffer_is_counted_again_when_the_buffer_grows():
+class ReplaysFromAModule(Strategy):
+    """Replays the previous batch, which a module of its own stores; there is none in the first step."""
+
+    def __init__(self, model, stream_info, options=None):
+        super().__init__(model, stream_info, options)
+        self.memory = nn.Module()
+        self.memory.register_buffer("latest", torch.empty(0))
+        self.memory.register_buffer("previous", torch.empty(0))
+
+    def prepare_batch(self, batch):
+        self.memory.previous, self.memory.latest = self.memory.latest, batch.x
+        return batch
+
+    def loss(self, batch):
+        x, loss = self.memory.previous, super().loss(batch)
+        return loss + self(self.stream_info.prepare(x)).square().mean() if len(x) else loss
+
+
+@pytest.mark.parametrize("cls", [ReplaysInItsLoss, ReplaysFromAModule])
+def test_a_loss_over_a_buffer_is_counted_again_when_the_buffer_grows(cls):
     totals = []
     for counting in (FlopsCallback, EveryStep):
-        one = bench(StrategyInfo("replays", ReplaysInItsLoss, ""), {}, "class")
+        one = bench(StrategyInfo("replays", cls, ""), {}, "class")
         loop = TrainingLoop([one.replica], Recipe(batch_size=8, epochs=2), [counting()])
         replica, = loop.replicas
         loop.train_task(0)
