@@ -25,7 +25,6 @@ from clbench.core.errors import ClbenchError
 from clbench.core.hookspecs import StrategyInfo
 from clbench.core.registry import discover
 from clbench.core.scenario import SCENARIOS
-from clbench.core.torch_private import attributes_of
 from clbench.persistence.snapshot import read, restore, write
 from clbench.persistence.strategy_state import SnapshotError
 from clbench.results.store import STATE
@@ -35,6 +34,7 @@ from clbench.testing.rules import (
     check_declarations,
     check_learning_rates,
     check_stack,
+    check_state,
     check_stored_samples,
     check_task_free,
 )
@@ -48,7 +48,6 @@ from clbench.testing.tiny import (
     attributes_snapshot,
     bench,
     check_batches,
-    find_stored,
     fixed_statistics,
     snapshot,
     tiny_stream,
@@ -92,34 +91,17 @@ def check_logits(make: Make) -> None:
                 check_batches(b, mixed, expected, None, f"scenario {scenario}, all tasks after {learned} tasks")
 
 
-def check_state(make: Make) -> None:
-    """Check that no attribute holds a tensor, an array or a module that is not registered in the strategy.
-
-    Collections and dataclasses, such as `Samples`, may not hold them either. Other objects, such as a strategy of
-    another library, are not searched.
-    """
-    b = make("task")
-    for index in range(TASKS):
-        b.learn(index)
-    visited = {id(module) for module in b.strategy.modules()} | {id(b.strategy.stream_info)}
-    for name, module in b.strategy.named_modules():
-        for attribute, value in attributes_of(module):
-            for stored in find_stored(value, visited):
-                full_name = f"{name}.{attribute}".lstrip(".")
-                raise NonConforming(f"{full_name} holds a {type(stored).__name__} that is neither parameter, buffer "
-                                    "nor registered module: use register_buffer or nn.ModuleList, or it is lost in "
-                                    "checkpoints and not counted")
-
-
 def check_loss_is_pure(make: Make) -> None:
     """Check that `loss` gives the same value twice and changes neither parameters, buffers nor the generator.
 
-    The second call must not change plain attributes either, such as a counter of calls.
+    The second call must not change plain attributes either, such as a counter of calls. Neither `loss` nor
+    `prepare_batch` may leave a module in eval mode, because the following steps would train in it.
     """
     case = training(make, 1) or training(make, 0)
     if case is None:
         return  # the method has no training steps
     b, batch = case
+    in_training = {module for module in b.strategy.modules() if module.training}
     batch = b.strategy.prepare_batch(batch)
     batch = replace(batch, x=b.stream.prepare(batch.x))
     state, generator_state = snapshot(b.strategy), b.strategy.stream_info.generator.get_state()
@@ -136,6 +118,10 @@ def check_loss_is_pure(make: Make) -> None:
     unchanged(attributes, attributes_snapshot(b.strategy), "loss")
     if not torch.equal(generator_state, b.strategy.stream_info.generator.get_state()):
         raise NonConforming("loss draws from stream_info.generator: draw in prepare_batch, loss must be pure")
+    for name, module in b.strategy.named_modules():
+        if module in in_training and not module.training:
+            raise NonConforming(f"prepare_batch or loss leaves {name or 'the strategy'} in eval mode, in which all "
+                                "following steps of the phase train: restore the mode")
 
 
 def check_predict_changes_nothing(make: Make) -> None:

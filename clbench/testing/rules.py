@@ -1,9 +1,10 @@
-"""Further checks: learning rates, budgets, declarations, hidden boundaries, stacks and stored samples."""
+"""Further checks: state, learning rates, budgets, declarations, hidden boundaries, stacks and stored samples."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -15,8 +16,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from clbench.core import seeds
 from clbench.core.errors import PluginError, SpecError
 from clbench.core.option_marks import PerMember, marks
+from clbench.core.torch_private import attributes_of
 from clbench.data.samples import Samples
 from clbench.data.stream import Stream
+from clbench.strategy.base import Strategy
 from clbench.strategy.replay import SampleMemory
 from clbench.testing.tiny import (
     RECIPE,
@@ -25,6 +28,7 @@ from clbench.testing.tiny import (
     DividedLosses,
     Make,
     NonConforming,
+    find_stored,
     predict_all,
     stack_problem,
     tiny_stream,
@@ -42,6 +46,27 @@ STEPS = 5  # of a budget in iterations; no number of whole passes
 SIZES = ((SAMPLES,) * TASKS, (44, 28), (3, 58, 11))  # of tasks, for three divisions of the samples; batches have 8
 
 
+def check_state(make: Make) -> None:
+    """Check that no attribute holds a tensor, an array or a module that is not registered in the strategy.
+
+    Collections and dataclasses, such as `Samples`, may not hold them either. Other objects, such as a strategy of
+    another library, are not searched. Attributes of the strategy's class are shared by all trials of a process.
+    """
+    b = make("task")
+    for index in range(TASKS):
+        b.learn(index)
+    visited = {id(module) for module in b.strategy.modules()} | {id(b.strategy.stream_info)}
+    attributes = [(f"{name}.{attribute}".lstrip("."), value) for name, module in b.strategy.named_modules()
+                  for attribute, value in attributes_of(module)]
+    attributes += [(f"{cls.__name__}.{attribute}", value) for cls in type(b.strategy).__mro__
+                   if issubclass(cls, Strategy) for attribute, value in vars(cls).items()]
+    for name, value in attributes:
+        for stored in find_stored(value, visited):
+            raise NonConforming(f"{name} holds a {type(stored).__name__} that is neither parameter, buffer nor "
+                                "registered module: use register_buffer or nn.ModuleList, or it is lost in "
+                                "checkpoints and not counted")
+
+
 def check_learning_rates(make: Make) -> None:
     """Check that every pattern of `learning_rates` matches a parameter; a misspelled pattern would have no effect."""
     b = make("task")
@@ -57,25 +82,35 @@ def check_learning_rates(make: Make) -> None:
 
 
 def check_budget(make: Make) -> None:
-    """Check that `fit`, a strategy's own training loop, takes no more optimizer steps than its budget has."""
-    b, counts = make("task"), Counter[int]()  # of steps by optimizer, because a method may have several
-    if not b.strategy.owns_loop:
-        return
-    loop = TrainingLoop([b.replica], RECIPE.model_copy(update={"epochs": None, "iterations": STEPS}))
+    """Check that `fit` takes no more optimizer steps than its budget has, and that `after_task` reports its steps."""
+    b = make("task")
+    recipe = RECIPE.model_copy(update={"epochs": None, "iterations": STEPS}) if b.strategy.owns_loop else RECIPE
+    loop = TrainingLoop([b.replica], recipe)
     for index in range(TASKS):
         task = b.replica.begin(index)
-        counts.clear()
-        hook = register_optimizer_step_post_hook(lambda optimizer, *_: counts.update([id(optimizer)]))
-        try:
-            with b.replica.seed_training(index):
-                result, = loop.take_task_steps([task])
-        finally:
-            hook.remove()
-        b.replica.finish(task)
+        with b.replica.seed_training(index), optimizer_steps() as counts:
+            result, = loop.take_task_steps([task])
         steps = max(result.steps, *counts.values(), 0)
-        if steps > STEPS:
+        if b.strategy.owns_loop and steps > STEPS:
             raise NonConforming(f"`fit` took {steps} optimizer steps in task {index + 1}, but its budget is {STEPS} "
                                 "(--iterations): take budget.steps steps")
+        with optimizer_steps() as counts:
+            b.replica.finish(task)
+        steps = max(counts.values(), default=0)
+        if steps > b.strategy.extra_steps:
+            raise NonConforming(f"after_task took {steps} optimizer steps in task {index + 1}, and reported "
+                                f"{b.strategy.extra_steps}: call self.count_steps(n)")
+
+
+@contextmanager
+def optimizer_steps() -> Iterator[Counter[int]]:
+    """Count the steps of each optimizer inside the block, by its ID, because a method may have several."""
+    counts = Counter[int]()
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: counts.update([id(optimizer)]))
+    try:
+        yield counts
+    finally:
+        hook.remove()
 
 
 def check_task_free(make: Make) -> None:

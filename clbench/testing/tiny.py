@@ -199,7 +199,7 @@ def find_stored(value: Any, visited: set[int]) -> Iterator[Tensor | np.ndarray |
         yield value
         return
     parts: list[Any] = []
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         parts = [getattr(value, field.name) for field in fields(value)]
     elif isinstance(value, Collection):
         parts = [*value.values()] if isinstance(value, Mapping) else [*value]

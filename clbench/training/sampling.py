@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clbench.core import seeds
 from clbench.core.device import send
-from clbench.core.errors import SpecError
+from clbench.core.errors import PluginError, SpecError
 from clbench.core.tokens import NO_TOKEN
 from clbench.core.torch_private import NormWithStatistics
 from clbench.data.photo_samples import PhotoSamples, Request, crops_originals
@@ -157,6 +157,8 @@ class BatchSampler:
         new_count = len(batch.y)
         with around(batch):
             batch = strategy.prepare_batch(batch)
+        if not isinstance(batch, Batch):
+            raise PluginError(f"prepare_batch of {type(strategy).__name__} must return a Batch, not {batch!r:.60}")
         x = batch.x
         if crops is not None:
             x = torch.cat([crops, self.augmented(x[new_count:], replayed=True)]) if len(x) > new_count else crops

@@ -2,6 +2,7 @@ import copy
 import random
 from collections import deque
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -49,6 +50,38 @@ class HoldsAModel(HoldsSamples):
 class HoldsItsLayers(HoldsSamples):
     def kept(self, task):
         return [self.model.head]
+
+
+class HoldsSamplesInTheClass(Strategy):
+    stored: ClassVar = []
+
+    def after_task(self, task):
+        self.stored.append(task.train.take(torch.arange(3)))
+
+
+class LeavesEvalMode(Strategy):
+    def prepare_batch(self, batch):
+        self.model.eval()
+        return batch
+
+
+class HidesSteps(Strategy):
+    reported = 0
+
+    def after_task(self, task):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        for _ in range(4):
+            optimizer.step()
+        self.count_steps(self.reported)
+
+
+class ReportsSteps(HidesSteps):
+    reported = 4
+
+
+class ReturnsNoBatch(Strategy):
+    def prepare_batch(self, batch):
+        pass
 
 
 class ImpureLoss(Strategy):
@@ -201,6 +234,9 @@ class TrainsNothing(Strategy):
     (HoldsADeque, "state", "stored holds a Tensor that is neither"),
     (HoldsAnArray, "state", "stored holds a ndarray that is neither"),
     (HoldsAModel, "state", "stored holds a Network that is neither"),
+    (HoldsSamplesInTheClass, "state", "HoldsSamplesInTheClass.stored holds a Tensor that is neither"),
+    (LeavesEvalMode, "loss-is-pure", "leaves model in eval mode"),
+    (HidesSteps, "budget", "after_task took 4 optimizer steps in task 1, and reported 0: call self.count_steps"),
     (ImpureLoss, "loss-is-pure", "it is not pure"),
     (LossThatCounts, "loss-is-pure", "loss changes calls"),
     (LearnsFromTests, "predict-changes-nothing", "predict changes seen"),
@@ -226,6 +262,15 @@ def test_each_check_catches_what_it_is_for(cls, name, words):
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_base_passes(name):
     check(StrategyInfo("good", Strategy, "fine-tuning"), name)
+
+
+def test_reported_steps_after_a_task_are_right():
+    check(StrategyInfo("good", ReportsSteps, "takes more steps"), "budget")
+
+
+def test_a_method_that_returns_no_batch_is_told_so():
+    with pytest.raises(PluginError, match="prepare_batch of ReturnsNoBatch must return a Batch, not None"):
+        check(StrategyInfo("bad", ReturnsNoBatch, "returns nothing"), "trains")
 
 
 def test_registered_layers_in_a_list_are_counted_already():
