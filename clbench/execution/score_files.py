@@ -17,7 +17,7 @@ from clbench.core.files import write_atomically
 from clbench.models.scoring import Precision
 from clbench.results.audit import FileScores
 
-FORMAT = 3  # version of the files; a new number invalidates old ones
+FORMAT = 4  # version of the files; a new number invalidates old ones
 SCORES = "scores"  # their folder in the output folder
 
 

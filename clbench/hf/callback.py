@@ -87,7 +87,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         self.files: dict[str, Tokenized] = {}
         for name, source in _name_files(files).items():
             items = read_items(find_file(source)) if isinstance(source, str | Path) else make_items(name, source)
-            self.files[name] = item_tokenizer.tokenize(items)
+            self.files[name] = item_tokenizer.tokenize(items).without_copies()
             for note in self.files[name].notes(item_tokenizer.length):
                 warnings.warn(f"{name}: {note}", stacklevel=2)
         self.training = False

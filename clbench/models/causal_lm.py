@@ -135,8 +135,11 @@ class Base:
         base, peft = self.model, package("peft")
         self._model = None  # after an error, parts of the adapter remain in the model, so it must not be used again
         with explain_errors(candidate.folder, f"the adapter, for the base {self.name},"):
-            model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
-            replaces_weights = self._check_weights(peft, model, candidate)
+            with warnings.catch_warnings(record=True) as shown:
+                warnings.simplefilter("always")
+                model = peft.PeftModel.from_pretrained(base, str(candidate.folder), is_trainable=False)
+            lacking = [str(warning.message) for warning in shown if "missing adapter keys" in str(warning.message)]
+            replaces_weights = self._check_weights(peft, model, candidate, lacking)
             model = model.to(self.device).eval()
             self._probe(model)  # some kinds of adapters need more inputs than tokens, such as the number of a task
         yield model
@@ -146,25 +149,33 @@ class Base:
         if self._logits is None or not torch.equal(self._probe(self._model), self._logits):
             self.release()  # some initializations of adapters change the base
 
-    def _check_weights(self, peft: Any, model: Any, candidate: Candidate) -> bool:
-        """Check that the file of a LoRA adapter has exactly the weights that its layers in this base need.
+    def _check_weights(self, peft: Any, model: Any, candidate: Candidate, lacking: list[str]) -> bool:
+        """Check that the file of an adapter has exactly the weights that its layers in this base need.
 
-        Return whether an adapter of any kind also has weights that replace those of the base, such as embeddings.
+        Return whether the adapter also has weights that replace those of the base, such as embeddings.
+
+        Args:
+            peft: the library.
+            model: the base with the adapter.
+            candidate: the adapter.
+            lacking: warnings of PEFT about weights that the file lacks.
         """
-        config = read_config(candidate.folder, "adapter")
-        if config.get("peft_type") != "LORA":
-            # Other kinds do not save tensors that a seed determines, or rename the tensors that they save.
-            return bool(config.get("modules_to_save"))
-        saved = set(importlib.import_module("peft.utils").load_peft_weights(str(candidate.folder), device="cpu"))
-        needed = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
-        unexpected = [key for key in sorted(saved - needed) if "embed_tokens" not in key and "lm_head" not in key]
-        missing = sorted(needed - saved)
+        saved = importlib.import_module("peft.utils").load_peft_weights(str(candidate.folder), device="cpu")
+        weights = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+        embeddings = set(peft.get_peft_model_state_dict(model, save_embedding_layers=True)) - weights
+        if model.active_peft_config.peft_type == "LORA":
+            unexpected, missing = saved.keys() - weights - embeddings, weights - saved.keys()
+        else:  # other kinds do not save tensors that a seed determines, or rename the tensors that they save
+            missing = set(re.findall(r"'(\S+)'", " ".join(lacking)) or lacking)
+            unexpected = set()
+            if not model.active_peft_config.is_prompt_learning:
+                unexpected = set(peft.set_peft_model_state_dict(model, saved).unexpected_keys)
         if unexpected or missing:
-            reason = f"the base has no place for {unexpected[0]}" if unexpected else f"its file lacks {missing[0]}"
-            other_count = len(unexpected or missing) - 1
+            first, *others = sorted(unexpected or missing)
+            reason = f"the base has no place for {first}" if unexpected else f"its file lacks {first}"
             raise DataError(f"{candidate.folder}: the adapter does not fit the base {self.name}: {reason}"
-                            + (f" and {other_count} other weights" if other_count else ""))
-        return bool(config.get("modules_to_save") or saved - needed)
+                            + (f" and {len(others)} other weights" if others else ""))
+        return bool(model.active_peft_config.to_dict().get("modules_to_save") or saved.keys() & embeddings)
 
     def check(self, candidate: Candidate, any_base: bool = False) -> None:
         """Check that a candidate belongs to this base, without loading weights.

@@ -73,15 +73,21 @@ def _weights(candidate: Candidate) -> dict[str, Tensor]:
 
 
 def _is_copy(name: str, tensor: Tensor, base: str) -> bool:
-    """Return whether a weight of an adapter is a copy of the base's, as PEFT saves them of adapted embeddings."""
+    """Return whether a weight of an adapter is a copy of the base's, as PEFT saves them of adapted embeddings.
+
+    The files of a base with tied embeddings have them under one name, so another weight of this shape may be equal.
+    """
     if COPY not in name:
         return False
-    base_name, folder = name.removeprefix(PREFIX).replace(COPY, "."), base_folder(base)
+    base_name, folder, is_other = name.removeprefix(PREFIX).replace(COPY, "."), base_folder(base), False
     for path in weight_files(weights_in(folder) or folder / INDEX):
         with explain_errors(path, "the base"), safe_open(path, "pt") as file:
-            if base_name in file.keys():  # noqa: SIM118
-                return torch.equal(file.get_tensor(base_name).float(), tensor.float())
-    return False
+            for other in file.keys():  # noqa: SIM118
+                if other == base_name:
+                    return torch.equal(file.get_tensor(other).float(), tensor.float())
+                if file.get_slice(other).get_shape() == [*tensor.shape]:
+                    is_other |= torch.equal(file.get_tensor(other).float(), tensor.float())
+    return is_other
 
 
 class LoraScale:

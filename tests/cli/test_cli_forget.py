@@ -354,6 +354,30 @@ def test_an_adapter_with_more_layers_than_the_base_does_not_fit(capsys, folder, 
     assert "layers.1" in err
 
 
+def other_kinds():
+    """Return a configuration of each of some kinds of adapters that are no LoRA."""
+    _, peft = quiet()
+    return {"IA3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"],
+                                  task_type="CAUSAL_LM"),
+            "LOHA": peft.LoHaConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
+
+
+@pytest.mark.parametrize("kind", ["IA3", "LOHA"])
+def test_an_adapter_of_another_kind_that_does_not_fit_is_refused(capsys, folder, tmp_path, kind):
+    """PEFT warns of missing weights, ignores unexpected ones, and then scores as the base does."""
+    for layers in (1, 2):
+        base = save(tmp_path / f"base{layers}", make_model(layers=layers, width=48))
+        adapter(base, tmp_path / f"adapter{layers}", config=other_kinds()[kind])
+    shutil.copytree(tmp_path / "adapter2", tmp_path / "wrapped")
+    path = tmp_path / "wrapped" / "adapter_model.safetensors"
+    save_file({f"module.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    for base, name, reason in (("base1", "adapter2", "the base has no place for "), ("base2", "adapter1", "lacks "),
+                               ("base2", "wrapped", "module."), ("base2", "adapter2", "")):
+        code, _, err = call(capsys, tmp_path, base, name, "--any-base", "--tasks", folder / "old.jsonl")
+        assert code == (2 if reason else 0), (base, name, err)
+        assert reason in err.splitlines()[-1] if reason else "fit" not in err
+
+
 def test_a_local_base_is_compared_by_its_files(capsys, folder, tmp_path):
     """Checkpoints of several trainings have the same folder names."""
     adapter(save(tmp_path / "seed0" / "checkpoint-5", make_model(seed=0)), tmp_path / "adapter")
@@ -416,7 +440,7 @@ def test_an_adapter_that_needs_more_than_tokens_is_one_line(capsys, folder, tmp_
     assert err.splitlines()[-1].startswith(f"Error: {tmp_path / 'poly'}: the adapter, for the base ")
 
 
-@pytest.mark.parametrize("saved", [{"modules_to_save": ["embed_tokens"]}, {}])
+@pytest.mark.parametrize("saved", [{"modules_to_save": ["embed_tokens"]}, {}, {"kind": "IA3"}])
 def test_embeddings_that_an_adapter_replaces_do_not_stay_in_the_base(capsys, folder, tmp_path, saved):
     """Only embeddings of tokens change that the check of the base's logits does not use."""
     model = load(folder / "base")
@@ -424,7 +448,8 @@ def test_embeddings_that_an_adapter_replaces_do_not_stay_in_the_base(capsys, fol
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     save(tmp_path / "base", model)
     adapter(tmp_path / "base", tmp_path / "fresh")
-    changed = adapter(tmp_path / "base", tmp_path / "changed", **saved)
+    kind, saved = saved.get("kind"), {k: v for k, v in saved.items() if k != "kind"}
+    changed = adapter(tmp_path / "base", tmp_path / "changed", config=other_kinds()[kind] if kind else None, **saved)
     with torch.no_grad():
         changed.get_input_embeddings().weight[20:] += 0.5
     changed.save_pretrained(str(tmp_path / "changed"), save_embedding_layers=not saved)
@@ -568,17 +593,18 @@ def test_only_plain_lora_can_be_scaled(capsys, folder, tmp_path):
         assert reason in err
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_an_adapter_of_embeddings_is_scaled_if_its_copies_are_those_of_the_base(capsys, folder, tmp_path, sharded):
+@pytest.mark.parametrize(("sharded", "layer"), [(False, "embed_tokens"), (True, "embed_tokens"), (False, "lm_head")])
+def test_an_adapter_of_embeddings_is_scaled_if_its_copies_are_those_of_the_base(capsys, folder, tmp_path, sharded,
+                                                                                layer):
     base = folder / "base"
     if sharded:
         base = tmp_path / "base"
         load(folder / "base").save_pretrained(str(base), max_shard_size="40KB")
         make_tokenizer().save_pretrained(str(base))
         assert (base / "model.safetensors.index.json").is_file()
-    embeddings = {**LORA, "target_modules": ["q_proj", "embed_tokens"]}
-    adapter(base, tmp_path / "same", **embeddings)
-    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    adapter(base, tmp_path / "same", **{**LORA, "target_modules": ["q_proj", layer]})
+    name = next(key for key in load_file(tmp_path / "same" / "adapter_model.safetensors") if ".base_layer." in key)
+    assert layer in name
     weights = load_file(tmp_path / "same" / "adapter_model.safetensors")
     shutil.copytree(tmp_path / "same", tmp_path / "other")
     save_file({**weights, name: weights[name] + 0.5}, tmp_path / "other" / "adapter_model.safetensors")
