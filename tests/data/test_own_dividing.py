@@ -109,6 +109,24 @@ def test_groups_that_the_data_have_on_both_sides_are_told():
     assert "1 group is in training and in test, as the data have it: q" in division.notes
 
 
+def test_groups_are_one_if_a_number_is_written_in_several_ways_and_else_keep_their_names():
+    numbers = [i % 13 for i in range(130)]
+    plain, floats, mixed = ([form(g, i) for i, g in enumerate(numbers)] for form in (
+        lambda g, _: str(g), lambda g, _: f"{g}.0", lambda g, i: f"{g}.0" if i % 3 else str(g)))
+    options = ColumnOptions(tasks=2, group="who")
+    divisions = [divide(samples(dict.fromkeys("ab", 65), groups=groups), None, options, 0, "x")
+                 for groups in (plain, floats, mixed)]
+    assert divisions[2].groups == divisions[0].groups == plain and divisions[1].groups == floats
+    assert all(np.array_equal(*rows) for rows in zip(divisions[0].test, divisions[2].test, strict=True))
+    held = hold_out([0] * 130, [0] * 65 + [1] * 65, floats, 0.2)[0]  # as they are chosen by these names
+    assert np.array_equal(np.sort(np.concatenate(divisions[1].test)), np.flatnonzero(held))
+    noted = [[note for note in division.notes if "one group" in note] for division in divisions]
+    assert noted == [[], [], ["groups that are the same number, written in several ways, are one group: 0 / 0.0, "
+                              "1 / 1.0, 2 / 2.0, 3 / 3.0, 4 / 4.0 and 8 more"]]
+    train, test = (samples({"a": 9, "b": 9}, groups=[group] * 18) for group in ("1", "1.0"))
+    assert "1 group is in training and in test, as the data have it: 1" in divide(train, test, options, 0, "x").notes
+
+
 def test_classes_of_one_task_only_and_small_classes_are_named():
     labels, tasks = ["a"] * 40 + ["b"] * 20 + ["a"] * 40 + ["c"] * 9, ["n"] * 60 + ["s"] * 49
     notes = divide(Labeled(labels, tasks), None, OwnOptions(), 0, "x").notes

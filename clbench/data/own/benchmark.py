@@ -19,7 +19,7 @@ from clbench.core.errors import DataError, list_names
 from clbench.core.objective import REGRESSION, format_digits
 from clbench.data.datasets import STATISTICS
 from clbench.data.own.dividing import Division, Rows, divide
-from clbench.data.own.samples import Labeled, as_number
+from clbench.data.own.samples import Labeled, as_number, sort_names
 from clbench.data.own_options import TaskOptions
 from clbench.data.photo_files import Photos
 from clbench.data.raw import RawStream, Split
@@ -111,9 +111,10 @@ def describe_tasks(names: Sequence[str]) -> list[str]:
 
 
 def describe_names(division: Division) -> list[str]:
-    """Return notes on classes and tasks whose names may mean the same: they differ only in how they are written."""
+    """Return notes on classes, tasks and groups whose names may mean the same: only their spelling differs."""
     notes = []
-    for kind, names in (("classes", division.classes), ("tasks", division.tasks)):
+    kinds = {"classes": division.classes, "tasks": division.tasks, "groups": sort_names(division.groups or ())}
+    for kind, names in kinds.items():
         by_meaning: dict[str | Decimal, list[str]] = {}
         for name in names:
             plain = " ".join(unicodedata.normalize("NFC", name).casefold().split())

@@ -14,6 +14,7 @@ from clbench.core import seeds
 from clbench.core.errors import DataError, FewClassesError, list_names
 from clbench.data.common_options import order_classes, positions
 from clbench.data.own.samples import Labeled, groups_on_both_sides, hint_at_commas, note_tests, places, sort_names
+from clbench.data.own.spellings import check_names
 from clbench.data.own_options import OwnOptions, TaskOptions
 
 Rows = npt.NDArray[np.int64]
@@ -64,10 +65,10 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     """
     if not len(train.labels):
         raise DataError(f"{where} has no samples")
+    train, test, name_notes = check_names(train, test, options)
     present = set(train.labels)
     natural = [c for c in train.classes if c in present] if train.classes else sort_names(present)
-    by_text = isinstance(options, OwnOptions) and options.class_names_by == "text"
-    classes = sorted(natural) if by_text else natural
+    classes = sorted(natural) if getattr(options, "class_names_by", "size") == "text" else natural
     if unexpected := [c for c in sort_names(present) if c not in set(classes)]:
         raise DataError(f"{where} has labels that are not among its class names: {list_names(unexpected)}")
     if len(classes) < 2:
@@ -104,7 +105,7 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
         notes = [*notes, f"classes with fewer than {FEW} training samples: {list_names(small_classes)}"]
     if isinstance(options, OwnOptions):
         notes += note_tests(orders, [y[-1][of_task].tolist() for of_task in test_rows], names, classes)
-    return Division(tuple(classes), tuple(names), tuple(orders), rows, test_rows, y[0], y[-1], tuple(notes),
+    return Division(tuple(classes), tuple(names), tuple(orders), rows, test_rows, y[0], y[-1], (*notes, *name_notes),
                     train.groups)
 
 
@@ -123,6 +124,7 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
     if train.tasks is None:
         raise DataError(f"{where}: numbers have no classes by which samples could be divided into tasks; name the "
                         "column of the tasks (task_column=NAME), or add an array named task")
+    train, test, name_notes = check_names(train, test, options)
     y = [np.zeros(len(part.tasks or ()), np.int64) for part in (train, test) if part is not None]
     names, ids, orders = _named_tasks(train, test, y, options, where)
     if test is None:
@@ -133,7 +135,7 @@ def divide_targets(train: Labeled, test: Labeled | None, options: OwnOptions, wh
         rows, test_rows = (_select_rows(part, len(names)) for part in ids)
         notes = groups_on_both_sides(train, test)
     _tested(names, test_rows, where)
-    return Division((), tuple(names), tuple(orders), rows, test_rows, y[0], y[-1], tuple(notes), train.groups)
+    return Division((), tuple(names), tuple(orders), rows, test_rows, y[0], y[-1], (*notes, *name_notes), train.groups)
 
 
 def _select_rows(ids: Rows, count: int, chosen: npt.NDArray[np.bool_] | bool = True) -> tuple[Rows, ...]:
@@ -174,8 +176,7 @@ def _assign_classes(classes: Sequence[str], options: TaskOptions, seed: int, whe
 
 def listed_positions(given: Sequence[str], known: Sequence[str], option: str, where: str) -> list[int]:
     """Return the positions in `known` of the names that an option lists; it must list each known name once."""
-    places = positions(given, known)
-    if places is None:
+    if (places := positions(given, known)) is None:
         missing, unexpected = [n for n in known if n not in given], [n for n in given if n not in known]
         wrong = (f"{list_names(unexpected)} is not there{hint_at_commas(unexpected)}" if unexpected else
                  f"{list_names(missing)} is left out" if missing else "some are named twice")
@@ -296,5 +297,4 @@ def choose_groups(groups: npt.ArrayLike, cells: Rows, share: float, seed: int, *
 
 def _shuffle_rows(count: int, *axes: str | int, seed: int = 0) -> Rows:
     """Return 0..count-1 in a random order that is fixed for each seed and `axes`."""
-    order: Rows = torch.randperm(count, generator=seeds.generator(seed, *axes)).numpy()
-    return order
+    return torch.randperm(count, generator=seeds.generator(seed, *axes)).numpy()
