@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -126,6 +127,17 @@ def test_folders_within_classes_may_be_groups(tmp_path):
     assert any("photos in folders within those of the classes: 11 (" in note for note in notes)
 
 
+@pytest.mark.parametrize(("strays", "clear"), [(1, False), (3, True)])
+def test_a_stray_photo_does_not_make_classes_of_sites(strays, clear, tmp_path):
+    for site in ("north", "south"):
+        folder(tmp_path / "p" / site, ("ill", "well"))
+    for stray in range(strays):
+        save(tmp_path / "p" / "north" / f"stray{stray}.png")
+    message = r"the same folders \(ill, well\).*and the inner ones groups; photos outside the inner folders: 1$"
+    with nullcontext() if clear else pytest.raises(DataError, match=message):
+        find_photos(f"images:{tmp_path / 'p'}", ImagesOptions(), tmp_path)
+
+
 def test_parts_with_other_names_are_not_called_tasks_or_groups_alone(tmp_path):
     for part in ("Training", "Testing"):
         folder(tmp_path / "p" / part, count=2)
@@ -241,8 +253,16 @@ def test_other_modes_become_rgb_with_counts():
     (x,), notes = read_photos([opened(kinds)], PhotoOptions(), "x")
     assert x[:3, :, 0, 0].tolist() == [list(RED)] * 3
     assert x[3:, :, 0, 0].tolist() == [[9] * 3, [77] * 3]
-    assert notes == ["1 of 5 photos have 16 bits per pixel: 0 to 65,535 became 0 to 255",
+    assert notes == ["1 of 5 photos have more than 8 bits per pixel: 0 to 65,535 became 0 to 255",
                      "photos that became RGB, of 5: 2 gray, 1 of a palette, 1 with transparency, which was dropped"]
+
+
+@pytest.mark.parametrize(("low", "high", "message"), [
+    (0, 65535, None), (7, 65536, "its pixels are 7 to 65,536, not within 0 to 65,535; scale them"), (-9, 5, "-9 to 5")])
+def test_integers_that_16_bits_do_not_hold_are_refused(low, high, message, tmp_path):
+    Image.fromarray(np.array([[low, high]] * 2, np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=rf"a\.tif .*{message}") if message else nullcontext():
+        assert read_photos([[tmp_path / "a.tif"]], PhotoOptions(), "x")[0][0][0, 0, 0].tolist() == [0, 255]
 
 
 def test_gray_photos_alone_keep_one_channel():

@@ -21,6 +21,7 @@ from clbench.data.own_options import ImagesOptions
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 TRAIN, TESTS = "train", ("test", "val", "valid", "validation")  # names of the folders of parts
 YAML = (".yaml", ".yml")
+MOST = 0.9  # share of the photos in inner folders above which it is not clear if outer folders are classes
 TRIED = 100  # paths that are searched for leading folders outside the folder of the photos
 
 Entries = tuple[tuple[str, str], ...]  # path and label of each photo
@@ -118,11 +119,12 @@ def photos_in(root: Path, where: str, notes: list[str], tasks: bool = False, gro
         inner_names = {folder: {parts[1] for parts in relative_parts if parts[0] == folder and len(parts) > depth + 1}
                        for folder in {parts[0] for parts in relative_parts}}
         first, *others = inner_names.values()
-        if deep == len(files) and others and all(inner == first for inner in others):
+        if deep >= MOST * len(files) and others and all(inner == first for inner in others):
             parts = "; name them train and test if they are the parts of the data"
             raise DataError(f"{where}: all folders in {root} have the same folders ({list_names(sorted(first))}); add "
                             "tasks_from=folders if the outer folders are tasks and the inner ones classes, or "
                             "groups_from=folders if the outer folders are classes and the inner ones groups" +
+                            f"; photos outside the inner folders: {len(files) - deep}" * (deep < len(files)) +
                             (parts if any(name.lower().startswith(TRAIN) for name in inner_names) else ""))
         notes.append(f"photos in folders within those of the classes: {deep} (tasks_from=folders takes the outer "
                      "folders for tasks, groups_from=folders the inner ones for groups)")

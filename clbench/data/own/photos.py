@@ -228,12 +228,12 @@ def _sizes(shapes: set[tuple[int, int]]) -> str:
 
 
 def _modes(heads: Sequence[Head], gray: bool) -> list[str]:
-    """Return notes with the numbers of photos that were rotated, that have 16 bits, and that were not RGB."""
+    """Return notes with the numbers of photos that were rotated, that have more than 8 bits, and that were not RGB."""
     counts = Counter("gray" if h.mode in GRAY else KINDS.get(h.mode, h.mode) for h in heads if h.mode != "RGB")
     turned = sum(head.turned for head in heads)
     notes = [f"{turned} of {len(heads)} photos were turned upright as their EXIF says"] if turned else []
     if deep := sum(head.mode.startswith("I") for head in heads):
-        notes.append(f"{deep} of {len(heads)} photos have 16 bits per pixel: 0 to 65,535 became 0 to 255")
+        notes.append(f"{deep} of {len(heads)} photos have more than 8 bits per pixel: 0 to 65,535 became 0 to 255")
     if gray:
         return [*notes, f"all {len(heads)} photos are gray and have one channel"]
     if counts:

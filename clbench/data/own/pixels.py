@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from clbench.core.errors import DataError, typed_message
 
 GRAY = frozenset(("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"))  # modes of Pillow
+DEEPEST = 65_535  # largest value of a pixel, which becomes 255
 ORIENTATION, TURNED = 0x0112, frozenset((5, 6, 7, 8))  # EXIF: the tag, and the values that swap width and height
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 METADATA = frozenset((b"eXIf", b"iTXt", b"tEXt", b"zTXt"))  # chunks of a PNG
@@ -89,8 +90,12 @@ def turn_upright(image: Image.Image, channels: int) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, of which the range is not known")
-    if image.mode.startswith("I"):  # 16 bits; Pillow would cut off what is above 255
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 or 32 bits; Pillow would cut off what is above 255
+        pixels = np.asarray(image, np.float64)
+        if pixels.min() < 0 or pixels.max() > DEEPEST:
+            raise ValueError(f"its pixels are {pixels.min():,.0f} to {pixels.max():,.0f}, not within 0 to {DEEPEST:,}; "
+                             "scale them")
+        image = Image.fromarray((pixels / 257).round().astype(np.uint8))
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
