@@ -107,17 +107,14 @@ class Registry:
         `package.module:function` and `path/to/file.py:function` name the benchmark that a function returns.
         """
         if name.endswith(".py"):
-            raise SpecError(f"benchmark {name!r}: name the function too that returns the benchmark, as in "
-                            f"{name}:FUNCTION")
-        if meant := self._suggest_path(name):
+            raise SpecError(f"benchmark {name!r}: name the function too that returns it, as in {name}:FUNCTION")
+        if name not in self.benchmarks and (meant := self._suggest_path(name)):
             raise SpecError(f"no benchmark {name!r}; did you mean {meant}? (clbench benchmarks lists all)")
         return self._find("benchmark", self.benchmarks, name)
 
     def _suggest_path(self, name: str) -> str:
         """Return a benchmark `kind:PATH` that the user may have meant by a wrong kind or by a path alone."""
         kind, colon, path = name.partition(":")
-        if name in self.benchmarks:
-            return ""
         patterns = self.patterns.get("benchmark", {})
         if colon:
             if not kind.isidentifier() or self.pattern("benchmark", name) not in ("", ANY_CODE):
@@ -159,6 +156,9 @@ class Registry:
                 raise SpecError(f"{kind} {name!r}: its plugin {entry!r} is {state}")
         listing = {"report format": "clbench report --help"}.get(kind, f"clbench {kind}s")
         hint = ". If it is in a file, add --plugin FILE" if kind == "method" else ""
+        if kind == "benchmark" and f"{name}:*" in self.patterns.get(kind, {}):  # also if `=` made an option of the path
+            hint = (f". Write {name}:PATH; a path with = can only be written in a TOML file, as in benchmark = "
+                    f'{{name = "{name}:PATH"}}')
         raise SpecError(unknown(kind, name, known, listing) + hint)
 
 

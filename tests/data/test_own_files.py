@@ -17,6 +17,7 @@ from clbench.core.registry import discover
 from clbench.data.own import texts
 from clbench.data.own.benchmark import copies
 from clbench.data.own.columns import labeled, table_files
+from clbench.data.own.dividing import divide
 from clbench.data.own.hub import hub_files
 from clbench.data.own.instruction_streams import instruction_files
 from clbench.data.own.samples import Table, read_table
@@ -73,6 +74,15 @@ def test_labels_in_an_array_of_objects_get_advice(tmp_path):
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", y.astype(object), allow_pickle=True)
     with pytest.raises(DataError, match=r"cannot read .*y.npy: .*save text as np.array\(y, dtype=str\)"):
+        stream("arrays", "x.npy", tmp_path, labels="y.npy")
+
+
+@pytest.mark.parametrize("empty", ["x", "y"])
+def test_an_empty_file_of_arrays_is_named(empty, tmp_path):
+    for name, values in zip("xy", rows(), strict=True):
+        np.save(tmp_path / f"{name}.npy", values)
+    (tmp_path / f"{empty}.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"cannot read .*{empty}\.npy: No data left in file; write the file again$"):
         stream("arrays", "x.npy", tmp_path, labels="y.npy")
 
 
@@ -147,7 +157,8 @@ def test_numbers_are_positions_and_text_is_a_name_even_if_names_are_numbers(tmp_
 @pytest.mark.parametrize(("shape", "dtype", "want"), [
     ((40, 8), np.uint8, (8,)), ((40, 9, 8), np.uint8, (1, 9, 8)), ((40, 3, 9, 8), np.uint8, (3, 9, 8)),
     ((40, 9, 8, 3), np.uint8, (3, 9, 8)), ((40, 9, 9, 13), np.float64, (13, 9, 9)),
-    ((40, 13, 9, 9), np.uint8, (13, 9, 9)), ((40, 5, 8), np.float32, (5, 8)),
+    ((40, 13, 9, 9), np.uint8, (13, 9, 9)), ((40, 5, 8), np.float32, (5, 8)), ((40, 9, 8, 4), np.uint8, (4, 9, 8)),
+    ((40, 9, 8, 4), np.float32, (9, 8, 4)), ((40, 9, 4, 4), np.uint8, (9, 4, 4)), ((40, 4, 9, 8), np.uint8, (4, 9, 8)),
 ])
 def test_what_arrays_are_is_told_by_their_shape(shape, dtype, want, tmp_path):
     x = RNG.integers(0, 255, shape).astype(dtype)
@@ -184,6 +195,10 @@ def test_files_of_labels_may_be_in_the_home_folder(tmp_path, monkeypatch):
     ({"X": np.array([[1.0], [np.nan]] * 20)}, r"sample 1 \(counted from 0\).* and so have 19 more"),
     ({"X": np.array([[1.0]] * 38 + [[np.inf]] * 2)}, "sample 38 .* or infinite, and so has 1 more$"),
     ({"X": np.array([[1.0]] * 39 + [[np.nan]])}, "sample 39 .* is missing or infinite$"),
+    ({"X": np.array([[0.1 * i, 1.7e9 + i] for i in range(40)])}, r"float32 is too imprecise for .* of column 1 \(c"),
+    ({"X": np.arange(80).reshape(40, 2) + 1_700_000_000}, r"X: float32 is too imprecise for .* of column 0 \(counted"),
+    ({"X": np.array([[1e39], [1.0]] * 20)}, r"X: column 0 \(counted from 0\) has 1e\+39, which is too large for float"),
+    ({"y": np.array(["a", "NaN"] * 20)}, r"y: sample 1 \(counted from 0\) has no value"),
     ({"y": np.array([None] * 40)}, "save text as np.array"),
     ({"y": np.array(["a", "b", math.nan, ""] * 10, dtype=str)}, r"y: sample 2 \(counted from 0\) has no value, and so "
      "have 19 more$"),
@@ -298,7 +313,8 @@ def test_a_file_of_texts_may_have_the_index_that_pandas_writes(tmp_path):
     ([["x1", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'x1' is no number"),
     ([["inf", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': 'inf' is no number"),
     ([["1_000", "a"]], {}, r"row 41 \(line 42 of the file\), column 'v': '1_000' is no number"),
-    ([[1, ""]], {}, r"row 41 \(line 42 of the file\), column 'label' is empty"),
+    ([[1, ""]], {}, r"row 41 \(line 42 of the file\), column 'label' is empty; write a value, or remove the row$"),
+    ([[1, "NaN"]], {}, r"row 41 \(line 42 of the file\), column 'label' is empty \(NaN\); write a value"),
     ([[1, 0.5]], {}, r"row 41 \(line 42 of the file\), column 'label' is 0.5; labels must be names or whole numbers"),
     ([[1]], {}, "line 42 of t.csv has 1 values, its first line names 2 columns"),
     ([], {"label_column": "labels"}, "label_column = labels: no column 'labels'; did you mean 'label'"),
@@ -345,6 +361,50 @@ def test_columns_that_float32_cannot_hold_are_errors(values, message, tmp_path):
         stream("table", "t.csv", tmp_path, tasks=2)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_column_that_float32_cannot_hold_in_the_first_task_is_an_error(own, tmp_path):
+    values = [[1.7e9 + i if i < 30 else 1.5e9 + 1000 * i, i % 7, "ab"[i // 30], i % 2] for i in range(60)]
+    table(tmp_path / "t.csv", ["t", "v", "site", "label"], *values)
+    options = {"task_column": "site", "standardise": own}
+    message = "float32 is too imprecise for the values of column 't' in the training samples of the first task"
+    with pytest.raises(DataError, match=message) if own else nullcontext():
+        stream("table", "t.csv", tmp_path, "domain", **options)
+
+
+@pytest.mark.parametrize(("columns", "options", "message"), [
+    ("vw", {"target_column": "v", "task_column": "w"}, "'v' is a list of 2 numbers, and a target is one number; write"),
+    ("ow", {"target_column": "o", "task_column": "w"}, None),
+    ("vw", {"label_column": "v"}, r"'v' is a list of 2 values, .* \(label_column=NAME chooses another column\)$"),
+    ("wg", {"label_column": "w", "group": "g", "tasks": 1}, None),
+])
+def test_a_list_is_neither_a_target_nor_a_label(columns, options, message, tmp_path):
+    lines = [{"x": i, "v": [i, 1000 + i], "o": [i], "w": i // 20, "g": ["a", str(i % 9)]} for i in range(40)]
+    lines = [json.dumps({key: line[key] for key in f"x{columns}"}) for line in lines]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"row 1 \(line 1 of.*, column {message}") if message else nullcontext():
+        stream("table", "t.jsonl", tmp_path, "domain", **options)
+
+
+def test_names_that_look_like_missing_values_are_told_in_one_note(tmp_path):
+    values = [[i, ["NA", "b", "none"][i % 3], ["None", "s"][i // 30], f"p{i}", i % 4] for i in range(60)]
+    table(tmp_path / "t.csv", ["v", "label", "site", "who", "kind"], *values)
+    notes = stream("table", "t.csv", tmp_path, "domain", task_column="site", group="who").notes
+    assert "names that look like missing values: NA (class), None (task); if they are, remove their rows" in notes
+    notes = stream("table", "t.csv", tmp_path, leave_out="site+label+who", label_column="kind").notes
+    assert not any("look like missing" in note for note in notes)
+
+
+def test_a_group_that_files_write_in_several_ways_is_never_on_both_sides(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for site, form in (("n", "{}"), ("s", "{}.0")):  # pandas writes 1.0 if the column has missing values
+        table(tmp_path / "texts" / f"{site}.csv", ["text", "label", "who"],
+              *[[f"{site}{i}", "ab"[i % 2], form.format(i % 10)] for i in range(60)])
+    known = texts.parts(f"text:{tmp_path / 'texts'}", TextOptions(group="who"), tmp_path)[0].known
+    division = divide(known, None, TextOptions(group="who"), 0, "here")
+    sides = [{float(known.groups[row]) for row in np.concatenate(part)} for part in (division.train, division.test)]
+    assert sides[1] and not sides[0] & sides[1]
+
+
 def test_classes_may_have_names_that_python_takes_for_numbers(tmp_path):
     table(tmp_path / "t.csv", ["v", "label"], *[[i, ["1_1", "12", "inf", "b"][i % 4]] for i in range(40)])
     assert [task.class_names for task in stream("table", "t.csv", tmp_path).tasks] == [("12", "1_1"), ("b", "inf")]
@@ -356,8 +416,17 @@ def test_names_that_may_mean_the_same_are_told(tmp_path):
     pairs = "1 / 1.0, Cat / cat, cafe\u0301 / caf\u00e9; give them one name if they are the same"
     classes = stream("table", "t.csv", tmp_path)
     assert f"classes that differ only in how their names are written: {pairs}" in classes.notes
+    assert not any("groups that" in note for note in classes.notes)
     numbers = stream("table", "t.csv", tmp_path, "domain", target_column="v", task_column="label")
     assert f"tasks that differ only in how their names are written: {pairs}" in numbers.notes
+
+
+def test_groups_that_may_be_the_same_are_told(tmp_path):
+    groups = ["P1", "p1", "01", "1", "p2"]
+    table(tmp_path / "t.csv", ["v", "who", "label"], *[[i, groups[i % 5], i % 2] for i in range(40)])
+    notes = stream("table", "t.csv", tmp_path, tasks=1, group="who").notes
+    assert any(note.startswith("groups that differ only in how their names are written: 01 / 1, P1 / p1; g")
+               for note in notes)
 
 
 def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
@@ -371,7 +440,9 @@ def test_rows_have_the_lines_of_the_file_on_which_they_begin(tmp_path):
 
 @pytest.mark.parametrize(("name", "header", "columns"), [
     ("a.csv", '"a, in m, cm";b', ["a, in m, cm", "b"]), ("a.tsv", "a, b, c\td", ["a, b, c", "d"]),
-    ("a.csv", '"x;y",z', ["x;y", "z"]), ("a.txt", "a|b", ["a", "b"]), ("a.csv", "a", ["a"])])
+    ("a.csv", 'a,"label (0|1|2)"', ["a", "label (0|1|2)"]), ("a.csv", '"say ""a;b;c""",d', ['say "a;b;c"', "d"]),
+    ("a.csv", 'in 5",b', ['in 5"', "b"]), ("a.csv", '"x;y",z', ["x;y", "z"]), ("a.txt", "a|b", ["a", "b"]),
+    ("a.csv", "a", ["a"])])
 def test_the_delimiter_is_the_one_that_divides_the_header_into_most_columns(name, header, columns, tmp_path):
     for blank in ("", "\n\n"):
         (tmp_path / name).write_text(blank + header + "\n" + header + "\n")
@@ -414,6 +485,12 @@ def test_parquet_tables_and_columns_of_lists(tmp_path):
         parquet.write_table(pa.table({"vector": broken, "label": [0, 1]}), tmp_path / "b.parquet")
         with pytest.raises(DataError, match=message):
             stream("arrays", "b.parquet", tmp_path)
+    parquet.write_table(pa.table({"u": x[:, 0], "v": x.tolist(), "w": y}), tmp_path / "v.parquet")
+    for kind, option in (("arrays", "targets"), ("table", "target_column")):
+        with pytest.raises(DataError, match="row 1, column 'v' is a list of 3 numbers, and a target is one number"):
+            stream(kind, "v.parquet", tmp_path, "domain", **{option: "v", "task_column": "w"})
+        with pytest.raises(DataError, match=r"row 1, column 'v' is a list of 3 values, .* \(label_column=NAME chooses"):
+            stream(kind, "v.parquet", tmp_path, label_column="v")
     parquet.write_table(pa.table({"u": [1.0, math.nan], "label": [0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="row 2, column 'u': nan is no number"):
         stream("table", "t.parquet", tmp_path)

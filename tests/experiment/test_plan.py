@@ -63,6 +63,13 @@ def test_a_path_without_its_kind_and_a_misspelled_kind_are_asked_back(registry, 
     assert planned(registry, methods="naive", benchmark="image:photos")
 
 
+@pytest.mark.parametrize("written", ["table:year=2020/d.csv", "table"])
+def test_a_path_that_cannot_be_written_in_a_command_gets_the_form_for_a_file(registry, written):
+    with pytest.raises(SpecError, match=r"no benchmark 'table' .* Write table:PATH; a path with = .* TOML file, as in "
+                                        r'benchmark = \{name = "table:PATH"\}$'):
+        planned(registry, methods="naive", benchmark=written)
+
+
 @pytest.mark.parametrize("given", [{"benchmark": "images:{}"}, {"weights": "{}"}, {"execution": {"general": ["{}"]}},
                                    {"methods": "{}/mine.py:Mine"}])
 def test_a_path_that_no_record_can_hold_is_refused(registry, given, tmp_path):

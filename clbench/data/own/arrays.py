@@ -21,7 +21,15 @@ from torch import Tensor
 from clbench.core.errors import DataError, list_names, message_of
 from clbench.data.feature_file import NAMES
 from clbench.data.own.benchmark import own_benchmark, target_stream
-from clbench.data.own.columns import MISSING, feature_columns, index_note, label_column, labeled, numbers
+from clbench.data.own.columns import (
+    MISSING,
+    check_precision,
+    feature_columns,
+    index_note,
+    label_column,
+    labeled,
+    numbers,
+)
 from clbench.data.own.dividing import divide_targets
 from clbench.data.own.samples import Labeled, as_text, locate, read_table
 from clbench.data.own_options import ArraysOptions, check_arrays, labels_file
@@ -29,6 +37,7 @@ from clbench.data.raw import RawStream
 
 Arrays = dict[str, Any]  # of torch or numpy
 CHANNELS = (1, 3)  # sizes of an axis of color channels
+MOST_CHANNELS = 4  # of an image of bytes whose channels come last
 NO_OBJECTS = "arrays of Python objects are not read; save text as np.array(y, dtype=str)"
 
 
@@ -110,8 +119,8 @@ def _npz(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
     try:
         with np.load(path, allow_pickle=False) as file:
             contents: Arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{where}: cannot read {path}: {message_of(error)} ({NO_OBJECTS})") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error, where) from error
     return contents, _class_names(contents.pop(NAMES, []), where)
 
 
@@ -123,9 +132,15 @@ def _npy(path: Path, options: ArraysOptions, data_dir: Path, where: str) -> tupl
     for key, file in (("X", path), ("y", labels_file(path, option, name, data_dir, where))):
         try:
             contents[key] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{where}: cannot read {file}: {message_of(error)} ({NO_OBJECTS})") from error
+        except (OSError, EOFError, ValueError) as error:
+            raise _unreadable(file, error, where) from error
     return contents, ()
+
+
+def _unreadable(path: Path, error: Exception, where: str) -> DataError:
+    """Return the error on a file that NumPy cannot read."""
+    advice = "; write the file again" if isinstance(error, EOFError) else f" ({NO_OBJECTS})"  # it is empty
+    return DataError(f"{where}: cannot read {path}: {message_of(error)}{advice}")
 
 
 def _class_names(names: Any, where: str) -> tuple[str, ...]:
@@ -141,7 +156,7 @@ _READERS = {".safetensors": _safetensors, ".npz": _npz, ".npy": _npy}
 def _part(contents: Arrays, suffix: str, names: Sequence[str], where: str
           ) -> tuple[tuple[Tensor, Labeled], list[str]]:
     """Return the inputs of a part with their labels, tasks and groups, and notes."""
-    x, notes = _inputs(contents[f"X{suffix}"], f"{where}: X{suffix}")
+    x, notes = _inputs(contents[f"X{suffix}"], f"{where}: X{suffix}", check=suffix != "_test")
     text: dict[str, list[str] | None] = {}
     for key in ("y", "task", "group"):
         values = contents.get(key + suffix)
@@ -209,7 +224,7 @@ def _text(values: Any, count: int, where: str) -> list[str]:
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array), equal_nan=True):
         raise DataError(f"{where} has numbers that are not whole; labels must be names or whole numbers")
     text = _decode_text(array.tolist(), where)
-    if missing := [row for row, value in enumerate(text) if value.strip() in MISSING]:
+    if missing := [row for row, value in enumerate(text) if value.strip().casefold() in MISSING]:
         raise DataError(f"{where}: sample {missing[0]} (counted from 0) has no value{_and_others(missing)}")
     return text
 
@@ -220,8 +235,8 @@ def _and_others(rows: Sequence[int]) -> str:
     return f", and so {'has' if count == 1 else 'have'} {count} more" if count else ""
 
 
-def _inputs(values: Any, where: str) -> tuple[Tensor, list[str]]:
-    """Return inputs in the form in which they are stored, and notes.
+def _inputs(values: Any, where: str, check: bool) -> tuple[Tensor, list[str]]:
+    """Return inputs in the form in which they are stored, and notes; if `check`, float32 must be precise enough.
 
     Bytes of three or four dimensions are images: [N, H, W], [N, C, H, W] or [N, H, W, C]. All other arrays become
     float32 and keep their shape, usually [N, D]. Only channels that come last in four dimensions are moved.
@@ -231,11 +246,14 @@ def _inputs(values: Any, where: str) -> tuple[Tensor, list[str]]:
         raise DataError(f"{where} is {list(x.shape)}, expected rows [N, D] or images [N, H, W, C]")
     notes = []
     if x.ndim == 4 and x.shape[1] not in CHANNELS and (
-            x.shape[3] in CHANNELS or (x.shape[1] == x.shape[2] != x.shape[3])):
+            x.shape[3] in CHANNELS or (x.shape[1] == x.shape[2] != x.shape[3])
+            or (x.dtype == torch.uint8 and x.shape[3] <= MOST_CHANNELS < min(x.shape[1:3]))):
         notes.append(f"{where.rpartition(' ')[2]} {list(x.shape)} was taken for [N, H, W, C], its channels last")
         x = x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8 and x.ndim > 2:
         return (x[:, None] if x.ndim == 3 else x).contiguous(), notes
+    if check and x.dtype != torch.float32 and x.dtype.itemsize >= torch.float32.itemsize and bool(x.isfinite().all()):
+        check_precision(x.flatten(1).numpy(), where, "column {} (counted from 0)".format, leave_out="")
     x = x.float().contiguous()
     finite = x.flatten(1).isfinite().all(1)
     if not finite.all():

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,16 @@ def table(name: str, options: TableOptions, data_dir: Path, seed: int) -> RawStr
                      "the names of the columns above it")
     if options.standardise:
         rows = x[division.train[0]]
+        first_row = {column: data.columns[column][0] for column in used_columns}
+        inputs = [f"{column}[{place}]" if np.ndim(value) else column  # a value may be a list
+                  for column, value in first_row.items() for place in range(np.size(value))]
+        check_precision(rows.numpy(), where, lambda index: f"column {inputs[index]!r} in the training samples of the "
+                        "first task")
         deviations = rows.std(0, correction=0)
         deviations[deviations <= ROUNDING * rows.abs().amax(0)] = 0
         mean, std = rows.mean(0).tolist(), deviations.tolist()
         notes.append(f"{note}, standardized by mean and deviation of the {len(rows)} training samples of the first "
                      "task")
-        first_row = {column: data.columns[column][0] for column in used_columns}
-        inputs = [f"{column}[{place}]" if np.ndim(value) else column  # a value may be a list
-                  for column, value in first_row.items() for place in range(np.size(value))]
         if constant_columns := [name for name, s in zip(inputs, std, strict=True) if not s]:
             notes.append("columns that are constant in the first task, only their mean is subtracted: " +
                          list_names(constant_columns))
@@ -112,7 +115,8 @@ def table_files(name: str, options: Any, data_dir: Path) -> list[Path]:
 
 
 LABEL = "label"  # the column of labels if the user names none
-MISSING = ("", "nan")  # labels, tasks and groups without a value, as text; pandas and NumPy write the second one
+MISSING = ("", "nan")  # labels, tasks and groups without a value, in lower case; pandas and NumPy write the second
+AT_ONCE = 2**20  # numbers of which the precision is checked together
 PRECISION = 1e-3  # largest error of float32, in standard deviations of a column
 
 
@@ -163,18 +167,24 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
     Labels that are among declared names of classes (`classes`) may look like numbers or missing values.
 
     Raises:
-        DataError: a cell is empty, or labels are numbers that are not whole.
+        DataError: a cell is empty or has a list, or labels are numbers that are not whole.
     """
-    def text(column: str | None, missing: Sequence[str] = MISSING) -> list[str] | None:
+    def text(column: str | None, option: str, missing: Sequence[str] = MISSING) -> list[str] | None:
         if column is None:
             return None
+        lists = (list, tuple, np.ndarray) if column == label else np.ndarray  # a list of text may name a task or group
+        for index, value in enumerate(table.columns[column]):
+            if isinstance(value, lists) and len(value) != 1:
+                raise DataError(f"{where}: {table.place(index, column)} is a list of {len(value)} values, expected one "
+                                f"name or whole number ({option}=NAME chooses another column)")
         values = [value.strip() for value in as_text("" if v is None else v for v in table.columns[column])]
         for index, value in enumerate(values):
-            if value in missing:
-                raise DataError(f"{where}: {table.place(index, column)} is empty")
+            if value.casefold() in missing:
+                raise DataError(f"{where}: {table.place(index, column)} is empty{f' ({value})' * bool(value)}; write a "
+                                "value, or remove the row")
         return values
 
-    labels = text(label, ("",) if classes else MISSING) or []
+    labels = text(label, "label_column", ("",) if classes else MISSING) or []
     for index, value in enumerate(() if classes else labels):
         number = as_number(value)
         if number is not None and not number.is_integer():
@@ -182,7 +192,7 @@ def labeled(table: Table, label: str | None, options: ColumnOptions, where: str,
             raise DataError(f"{where}: {table.place(index, str(label))} is {value}; labels must be names or whole "
                             "numbers (label_column=NAME chooses the column"
                             + (f"; {target}=NAME predicts numbers)" if target else ")"))
-    return Labeled(labels, text(options.task_column), text(options.group), tuple(classes))
+    return Labeled(labels, text(options.task_column, "task_column"), text(options.group, "group"), tuple(classes))
 
 
 def numbers(table: Table, columns: Iterable[str], where: str, target: str | None = None) -> Tensor:
@@ -191,8 +201,8 @@ def numbers(table: Table, columns: Iterable[str], where: str, target: str | None
     Inputs become float32 later. `target` is the column with numbers to predict, which stay float64.
 
     Raises:
-        DataError: a value is missing, not a number or not finite, lists differ in length, or float32 is too imprecise
-            for an input.
+        DataError: a value is missing, not a number or not finite, lists differ in length, a target is a list of
+            several numbers, or float32 is too imprecise for an input.
     """
     parts = []
     for column in columns:
@@ -200,7 +210,10 @@ def numbers(table: Table, columns: Iterable[str], where: str, target: str | None
         has_lists = len(values) and isinstance(values[0], (list, tuple, np.ndarray))
         parts.append(_lists(table, column, where) if has_lists else _cells(table, column, where, column == target))
         if column != target:
-            _check_precision(parts[-1], column, where)
+            check_precision(parts[-1], where, partial("column {!r}".format, column))
+        elif parts[-1].shape[1] > 1:
+            raise DataError(f"{where}: {table.place(0, column)} is a list of {parts[-1].shape[1]} numbers, and a "
+                            "target is one number; write each of them to a column of its own, and name one of these")
     return torch.from_numpy(np.concatenate(parts, 1))
 
 
@@ -219,20 +232,27 @@ def _cells(table: Table, column: str, where: str, is_target: bool) -> Any:
     return array[:, None]
 
 
-def _check_precision(values: npt.NDArray[np.float64], column: str, where: str) -> None:
-    """Raise a DataError if float32 cannot hold the values [N, D] of a column, or loses their differences."""
-    for numbers in values.T:  # one by one, which takes less memory
+def check_precision(values: npt.NDArray[Any], where: str, name_of: Callable[[int], str],
+                    leave_out: str = " (leave_out)") -> None:
+    """Raise a DataError if float32 cannot hold the values [N, D] of a column, or loses their differences.
+
+    `name_of` returns the name of one of the D columns in errors, and `leave_out` is how a column is left out.
+    """
+    step = max(1, AT_ONCE // len(values))
+    for begin in range(0, values.shape[1], step):  # in parts, which takes less memory
+        numbers = np.ascontiguousarray(values[:, begin:begin + step].T, np.float64)
         with np.errstate(over="ignore"):
             rounded = numbers.astype(np.float32).astype(np.float64)
         if not np.isfinite(rounded).all():
-            raise DataError(f"{where}: column {column!r} has {numbers[~np.isfinite(rounded)][0]:g}, which is too large "
-                            "for float32; scale the column, or leave it out (leave_out)")
-        spread, size = numbers.std(), np.abs(numbers).max()
+            index, row = np.argwhere(~np.isfinite(rounded))[0]
+            raise DataError(f"{where}: {name_of(begin + index)} has {numbers[index, row]:g}, which is too large for "
+                            f"float32; scale the column, or leave it out{leave_out}")
+        spread, size = numbers.std(1), np.abs(numbers).max(1)
         varies = spread > ROUNDING * size  # otherwise a constant, up to rounding
-        if varies and np.abs(numbers - rounded).max() > PRECISION * spread:
-            raise DataError(f"{where}: float32 is too imprecise for the values of column {column!r}, which are large "
-                            "and close to each other; subtract a constant from them, or leave the column out "
-                            "(leave_out)")
+        if (imprecise := varies & (np.abs(numbers - rounded).max(1) > PRECISION * spread)).any():
+            raise DataError(f"{where}: float32 is too imprecise for the values of "
+                            f"{name_of(begin + int(imprecise.argmax()))}, which are large and close to each other; "
+                            f"subtract a constant from them, or leave the column out{leave_out}")
 
 
 def _lists(table: Table, column: str, where: str) -> Any:

@@ -20,6 +20,7 @@ from clbench.core.files import expand_home
 DELIMITERS = ",;\t|"
 EXTRA = "pip install 'clbench[hf]'"
 SAVE = "; save the file as UTF-8, which Excel calls CSV UTF-8"
+QUOTED = re.compile(rf'(?:^|(?<=[{DELIMITERS}]))"(?:[^"]|"")*"(?=[{DELIMITERS}]|\s*$)')  # a value with its quotes
 NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 UNBALANCED = 0.1  # a note names the accuracy of the most frequent classes if it is this much above guessing
 
@@ -168,6 +169,7 @@ def read_table(path: Path, where: str) -> Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             head = next((line for line in file if line.strip("\r\n")), "")  # the first line that is not blank
+            head = QUOTED.sub("", head)  # a quoted name may have delimiters in it
             delimiter = "\t" if path.suffix.lower() == ".tsv" else max(
                 DELIMITERS, key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
             file.seek(0)
