@@ -19,7 +19,7 @@ REFERENCES = [path for name, path in references.shipped().items()
 OLDER = {"split_mnist_5k": {"er", "lora"}}  # rows whose records lack options that every key has had since
 AMENDED = {"chaudhry-permuted-mnist": {"a-gem"}, "hsu-split-mnist": {"lwf"},  # cells that have other settings since
            "van-de-ven-permuted-mnist": {"ewc", "online-ewc"}, "van-de-ven-split-mnist": {"ewc", "online-ewc"}}
-MINILM = files.default_data_dir() / "models" / "all-MiniLM-L6-v2"
+MODELS = files.default_data_dir() / "models"
 
 
 def keys_of_records(folder):
@@ -36,8 +36,9 @@ def with_marks(path):
     if model.startswith("timm:"):
         marks = [pytest.mark.extra("timm")]
     if model.startswith("hf:"):
-        marks = [pytest.mark.extra("text") if MINILM.is_dir() else pytest.mark.skip(
-            "no MiniLM in the data folder: benchmarks/texts/fetch.py brings it")]
+        name = model.removeprefix("hf:").partition(":")[0].rpartition("/")[2]
+        marks = [pytest.mark.extra("text") if (MODELS / name).is_dir() else pytest.mark.skip(
+            f"no {name} in the data folder: benchmarks/texts/fetch.py brings it")]
     return pytest.param(path, marks=marks, id=path.stem)
 
 
