@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 from statistics import mean
 
 import torch
@@ -120,9 +121,8 @@ def kind_of_step(strategy: Strategy, batch: Batch) -> Hashable:
 
 def sizes_of(strategy: Strategy) -> tuple[torch.Size, ...]:
     """Return the shapes of a strategy's buffers, without those of its model."""
-    parts = [strategy._buffers, *(module._buffers for name, part in strategy._modules.items()
-                                  if part is not None and name != "model" for module in part.modules())]
-    return tuple([buffer.shape for buffers in parts for buffer in buffers.values() if buffer is not None])
+    parts = [part.buffers() for name, part in strategy.named_children() if name != "model"]
+    return tuple([buffer.shape for buffer in chain(strategy.buffers(recurse=False), *parts)])
 
 
 @contextmanager

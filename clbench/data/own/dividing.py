@@ -68,7 +68,7 @@ def divide(train: Labeled, test: Labeled | None, options: TaskOptions, seed: int
     train, test, name_notes = check_names(train, test, options)
     present = set(train.labels)
     natural = [c for c in train.classes if c in present] if train.classes else sort_names(present)
-    classes = sorted(natural) if getattr(options, "class_names_by", "size") == "text" else natural
+    classes = sorted(natural) if isinstance(options, OwnOptions) and options.class_names_by == "text" else natural
     if unexpected := [c for c in sort_names(present) if c not in set(classes)]:
         raise DataError(f"{where} has labels that are not among its class names: {list_names(unexpected)}")
     if len(classes) < 2:
