@@ -156,7 +156,7 @@ ACCURACY = Metric("accuracy", "percent", "up", 0.0, 1.0, plural="accuracies", sh
 NLL = Metric("nll", "nats per token", "down", 0.0, label="NLL", plural="NLLs",
              meaning="the negative log-likelihood of a response, mean over its tokens")
 EXACT = Metric("exact", "percent", "up", 0.0, 1.0, label="exact match", plural="exact-match rates", short="exact",
-               meaning="the share of responses that greedy decoding would generate token for token")
+               meaning="the share of test items for which greedy decoding would generate the whole response")
 RMSE = Metric("rmse", "the target's unit", "down", 0.0, label="RMSE", plural="RMSEs",
               meaning="the root of the mean squared error over a task's samples")
 R2 = Metric("r2", "", "up", None, 1.0, label="R²", plural="R²",

@@ -36,8 +36,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     `clbench forget`, but in the precision of the training. The trainer and its reporters log for each file NAME.jsonl:
 
     - `forget/NAME/nll`: negative log-likelihood of a response in nats per token, averaged over items.
-    - `forget/NAME/exact`: fraction of items whose whole response greedy decoding would generate, from 0 to 1; not
-      logged for plain texts.
+    - `forget/NAME/exact`: fraction of items for which greedy decoding would generate the whole response, from 0 to
+      1; not logged for plain texts.
     - `forget/NAME/nll_difference`, `forget/NAME/exact_difference`: the value minus the value before training. If
       training resumes from a checkpoint, the value before training is read from the checkpoint's log.
 

@@ -138,7 +138,7 @@ def headline(audit: Audit) -> list[str]:
 def remarks(audit: Audit) -> list[str]:
     """Return the sentences that a reader needs in order to understand the tables."""
     lines = ["nll is the negative log-likelihood of the response in nats per token, averaged over items; exact is the "
-             "percentage of items whose whole response greedy decoding would generate.",
+             "percentage of items for which greedy decoding would generate the whole response.",
              f"Differences are model minus {clean(audit.compared_with)}, with 95% intervals over items, paired by item "
              "(Student's t for nll, Tango's score interval for exact).",
              "lost: the interval lies beyond the margin in the bad direction, also after Holm's correction over "

@@ -15,7 +15,9 @@ from clbench.results.records import Record, metrics_of
 from clbench.results.stats import ALPHA, FEW
 
 FOOTNOTE = ("Values are means over seeds ± half of a 95% confidence interval. ↑ means that higher is better, ↓ that "
-           "lower is better. Bold marks what is significantly best, or the smallest count; references excluded.")
+           "lower is better. Bold marks a value that is significantly better than that of every other method, or the "
+            "smallest count. References are left out of this comparison.")
+TWO_SEEDS = "With two seeds, intervals over seeds are very wide, because two values say little about their spread."
 ACCURACY_DEFINITION = (
     "Accuracy (ACC) is the mean accuracy over all tasks after the last one. Forgetting is the best accuracy on a task "
     "between its training and the last task, minus the final one, averaged over tasks (Chaudhry 2018). Backward "
@@ -99,8 +101,9 @@ def footnote(setting: Setting, facts: Facts, tests: Family) -> tuple[str, ...]:
         facts: the verdicts on it.
         tests: the tests of the final means of all pairs of methods.
     """
-    return tuple(filter(None, [FOOTNOTE, marks(setting), _describe_tests(setting, facts, tests), condition(setting),
-                               legend(setting)]))
+    two_seeds = TWO_SEEDS if len(setting.seeds) == 2 else ""
+    return tuple(filter(None, [FOOTNOTE, two_seeds, marks(setting), _describe_tests(setting, facts, tests),
+                               condition(setting), legend(setting)]))
 
 
 def marks(setting: Setting) -> str:
@@ -125,19 +128,20 @@ def _describe_tests(setting: Setting, facts: Facts, tests: Family) -> str:
             return ""
         over, what = (("seeds and test samples", "effects") if setting.answers(setting.final) else
                       ("seeds", "differences"))
-        return (f"Sequential t-tests over {over}, {describe_interim_analyses(facts.until)}; Holm-corrected over "
-                f"{_counts(tested)}. They assume normally distributed {what}.")
+        return (f"Differences are tested by sequential t-tests over {over}, Holm-corrected over {_counts(tested)}, "
+                f"with {describe_interim_analyses(facts.until)}. They assume normally distributed {what}.")
     most_flips = max((seeds["flips"] for _, _, seeds in families if "flips" in seeds), default=0)
     mixed = any({"flips", "t"} <= seeds.keys() for _, _, seeds in families)
-    sentences = []
+    sentences = list[str]()
     for test, name, assumption in (
             ("flips", f"{flips_name(most_flips)} over seeds",
              "They assume that a difference is as likely as its opposite."),
-            ("t", "Paired t-tests over seeds", "They assume normally distributed differences."
+            ("t", "paired t-tests over seeds", "They assume normally distributed differences."
              + " They are used for pairs with too few seeds for sign-flip tests." * mixed),
-            ("crossed", "T-tests over seeds and test samples", "They assume normally distributed effects.")):
+            ("crossed", "t-tests over seeds and test samples", "They assume normally distributed effects.")):
         if tested := [(size, words) for size, words, seeds in families if test in seeds]:
-            sentences.append(f"{name}, Holm-corrected over {_counts(tested)}. {assumption}")
+            subject = "Other differences" if sentences else "Differences"
+            sentences.append(f"{subject} are tested by {name}, Holm-corrected over {_counts(tested)}. {assumption}")
     return " ".join(sentences)
 
 

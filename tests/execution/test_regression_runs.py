@@ -261,7 +261,7 @@ def test_reports_choose_and_until_follow_the_direction_and_the_unit(tmp_path, ta
     assert cli.call(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text()
     assert "final RMSE" in text and "R² is the share of the variance" in text and "in the target's unit" in text
-    assert "Tables show means over tasks." in text and "T-tests over seeds and test samples" in text
+    assert "Tables show means over tasks." in text and "t-tests over seeds and test samples" in text
     capsys.readouterr()
     assert cli.call(["choose", str(tmp_path), "--format", "json"]) == 0
     chosen = json.loads(capsys.readouterr().out)

@@ -35,7 +35,7 @@ def test_the_notebook_runs_and_shows_tables_lines_and_figures(written, tmp_path)
     assert {output.name for output in run.outputs} == {"stdout"}
     assert "7 methods x 3 seeds = 21 trials" in said and "[21/21] " in said
     table, = outputs(cells["results"], "text/html")
-    assert "<table>" in table and "T-tests over seeds and test samples, Holm-corrected" in table
+    assert "<table>" in table and "t-tests over seeds and test samples, Holm-corrected" in table
     assert "<strong>Caution:</strong>" in table
     figures = [cell for source, cell in cells.items() if source.startswith("results.plot(")]
     assert len(figures) == 4 and all(len(outputs(cell, "image/png")) == 1 for cell in figures)

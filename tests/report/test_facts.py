@@ -117,28 +117,36 @@ def test_the_footnote_names_the_tests_their_correction_and_their_assumption():
     by_t, = (section.footnote for section in build(study(SHIFTS)).sections)
     assert by_t[1] == "Marks: ○ not better than guessing."
     assert by_t[2].startswith(
-        "Paired t-tests over seeds, Holm-corrected over 3 comparisons with Fine-tuning, 3 comparisons with Joint "
-        "training and 3 comparisons between pairs of methods. They assume normally distributed differences.")
+        "Differences are tested by paired t-tests over seeds, Holm-corrected over 3 comparisons with Fine-tuning, 3 "
+        "comparisons with Joint training and 3 comparisons between pairs of methods. They assume normally distributed "
+        "differences.")
     assert by_t[3] == "All results are conditional on the training and test samples, which all seeds share."
     assert by_t[4] == "Names for --methods: EWC = ewc; Joint training = joint; Fine-tuning = naive."
     by_flips, = (section.footnote for section in build(study({"ewc": -0.2, "naive": 0.0}, range(8))).sections)
-    assert by_flips[2] == ("Exact sign-flip tests over seeds, Holm-corrected over 1 comparison with Fine-tuning. They "
-                           "assume that a difference is as likely as its opposite.")
+    assert by_flips[2] == ("Differences are tested by exact sign-flip tests over seeds, Holm-corrected over 1 "
+                           "comparison with Fine-tuning. They assume that a difference is as likely as its opposite.")
     assert all("±" in footnote[0] and "Bold" in footnote[0] for footnote in (by_t, by_flips))
     with_ids, = (section.footnote for section in build(study(SHIFTS), ids=True).sections)
     assert not any("Names for" in sentence for sentence in with_ids)
+
+
+def test_the_footnote_warns_of_wide_intervals_only_with_two_seeds():
+    footnotes = [" ".join(build(study(SHIFTS, range(seeds))).sections[0].footnote) for seeds in (1, 2, 3)]
+    assert ["very wide" in footnote for footnote in footnotes] == [False, True, False]
 
 
 def test_the_footnote_names_both_tests_if_methods_have_few_seeds():
     records = [*study({"lora": 0.05, "er": 0.06, "naive": 0.0}, range(10)), *study({"ewc": -0.2}, range(6))]
     section, = build(records).sections
     assert section.footnote[2].startswith(
-        "Exact sign-flip tests over seeds, Holm-corrected over 3 comparisons with Fine-tuning and 3 comparisons "
-        "between pairs of methods. They assume that a difference is as likely as its opposite. Paired t-tests over "
-        "seeds, Holm-corrected over 3 comparisons with Fine-tuning and 3 comparisons between pairs of methods. They "
-        "assume normally distributed differences. They are used for pairs with too few seeds for sign-flip tests.")
+        "Differences are tested by exact sign-flip tests over seeds, Holm-corrected over 3 comparisons with "
+        "Fine-tuning and 3 comparisons between pairs of methods. They assume that a difference is as likely as its "
+        "opposite. Other differences are tested by paired t-tests over seeds, Holm-corrected over 3 comparisons with "
+        "Fine-tuning and 3 comparisons between pairs of methods. They assume normally distributed differences. They "
+        "are used for pairs with too few seeds for sign-flip tests.")
     shared = [r for r in study({"ewc": -0.2, "naive": 0.0}, range(40)) if r.label == "naive" or r.trial.seed < 8]
-    assert build(shared).sections[0].footnote[2].startswith("Exact sign-flip tests"), "8 seeds are shared"
+    assert "by exact sign-flip tests" in build(shared).sections[0].footnote[2], "8 seeds are shared"
+    assert "paired t-tests" not in build(shared).sections[0].footnote[2]
 
 
 def test_sixty_methods_give_a_short_report_with_a_filter():

@@ -104,7 +104,8 @@ def test_no_text_speaks_of_accuracy_or_classes(metric):
 def test_the_unit_is_defined_where_a_reader_looks_for_it(section):
     assert dict(section.setting)["metrics"] == (
         "NLL is the negative log-likelihood of a response, mean over its tokens, in nats per token (lower is better); "
-        "exact match is the share of responses that greedy decoding would generate token for token (higher is better)")
+        "exact match is the share of test items for which greedy decoding would generate the whole response (higher "
+        "is better)")
     assert dict(section.setting)["tasks"].startswith("3 tasks (dates, codes, sums), 800 training")
     assert dict(section.settings)["tasks"] == "3: dates, codes, sums"
     notes = build(study()).notes

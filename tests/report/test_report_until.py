@@ -51,7 +51,8 @@ def test_methods_have_seeds_of_their_own_and_are_whole(records):
     shown = zip(section.comparison.rows, section.comparison.cells("seeds"), strict=True)
     assert {row.label: cell.text for row, cell in shown} == {"er": "3", "EWC": "8", "Fine-tuning": "8"}
     footnote = " ".join(section.footnote)
-    assert ("Sequential t-tests over seeds, an interim analysis after each seed from 3 to at most 8" in footnote
+    assert ("by sequential t-tests over seeds, Holm-corrected over " in footnote
+            and "with an interim analysis after each seed from 3 to at most 8" in footnote
             and "Jennison & Turnbull 1991" in footnote)
     assert not any("Not every seed" in text or "fresh seeds" in text or "--until" in text
                    for _, text in section.headline)

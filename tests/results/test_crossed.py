@@ -209,8 +209,8 @@ def test_a_mean_has_one_interval_in_all_tables_and_figures():
 def test_footnotes_name_the_test_that_was_used():
     rule = UntilDecided(first=3, most=8)
     made = [r.model_copy(update={"until": rule}) for r in records(drawn())]
-    assert "Sequential t-tests over seeds and test samples, " in " ".join(report.build(made).sections[0].footnote)
-    assert flips_name(16) == "Exact sign-flip tests" and flips_name(17) == "Sign-flip tests with random signs"
+    assert "by sequential t-tests over seeds and test samples, " in " ".join(report.build(made).sections[0].footnote)
+    assert flips_name(16) == "exact sign-flip tests" and flips_name(17) == "sign-flip tests with random signs"
 
 
 def test_seeds_with_samples_of_their_own_are_tested_over_seeds():

@@ -187,5 +187,5 @@ def test_scores_of_records_that_cannot_be_read_are_kept(tmp_path):
 
 def test_a_report_says_that_tests_are_over_seeds_and_test_samples():
     text = markdown.render(report.build(records()))
-    assert "T-tests over seeds and test samples" in text and "NLLs are tested over seeds and samples" in text
+    assert "t-tests over seeds and test samples" in text and "NLLs are tested over seeds and samples" in text
     assert "Intervals and tests of NLL and exact match also cover the choice of test samples" in text

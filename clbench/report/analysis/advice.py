@@ -228,9 +228,8 @@ def _every(setting: Setting) -> Iterator[str]:
         yield f"Not converged when a task's steps ended: {_name_labels(falling, methods)}."
     if setting.baseline is None:
         was_run = any(m.strategy == _fine_tuning() for m in setting.methods)
-        missing = ("The fine-tuning baseline (naive) has no result" if was_run else
-                   "There is no fine-tuning baseline (naive)")
-        yield f"{missing}, so it is not known which methods prevent forgetting at all."
+        missing = "has no result" if was_run else "was not run"
+        yield f"The fine-tuning baseline (naive) {missing}, so this report cannot say which methods reduce forgetting."
     if short := [m.label for m in methods if steps_of_authors(m)]:
         yield f"Trained with less than a quarter of its authors' optimizer steps per task: {join_names(short, NAMES)}."
     if storing := [m.label for m in candidates if stores_everything(m)]:

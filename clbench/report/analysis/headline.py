@@ -278,7 +278,7 @@ def _trade_offs(setting: Setting, facts: Facts) -> Iterator[str]:
         descriptions = [_with_value(setting, facts, label) for label in reversed(labels)]  # the cheapest last
         most = NAMES + (len(labels) == NAMES + 1)  # "and 1 more" is no shorter than a name
         words = join_names(titles, len(titles))
-        yield f"between {setting.metric.label} and {words}: {list_names(descriptions, most)}."
+        yield f"of {setting.metric.label} against {words}: {list_names(descriptions, most)}."
 
 
 def _without_zeros(setting: Setting, measure: Measure) -> str:

@@ -133,7 +133,7 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
         analyses = describe_interim_analyses(tests.until)
         sentences.append(f"Sequential t-tests, Holm-corrected over {scope}, with {analyses}")
     if flips:
-        sentences.append(f"{flips_name(max(flips))}, Holm-corrected over {scope}, with {_range(flips)}")
+        sentences.append(f"{flips_name(max(flips)).capitalize()}, Holm-corrected over {scope}, with {_range(flips)}")
     if by_t:
         sentences.append(f"Paired t-tests, Holm-corrected over {scope}, because {_range(by_t)} are too few for "
                          "sign-flip tests. They assume normally distributed differences")
@@ -147,7 +147,7 @@ def basis(tests: Family, shares: str, against: str = "") -> str:
 
 def flips_name(seeds: int) -> str:
     """Return the name of the sign-flip tests of so many seeds."""
-    return "Exact sign-flip tests" if seeds <= EXACT_TO else "Sign-flip tests with random signs"
+    return "exact sign-flip tests" if seeds <= EXACT_TO else "sign-flip tests with random signs"
 
 
 def describe_interim_analyses(until: UntilDecided) -> str:
