@@ -19,7 +19,8 @@ from clbench.core.objective import ACCURACY
 if TYPE_CHECKING:
     from clbench.report.analysis.choosing import Choice, Rival
 
-AMOUNT = "a number (5MB, 20k), a share or multiple of naive's value (1%, 2x), or a multiple of another method's (2x-er)"
+AMOUNT = ("a number (5MB, 20k), a share or multiple of the baseline's value (1%, 2x), or a multiple of another "
+          "method's (2x-er)")
 SHOWN = 8  # largest number of methods that a line names
 
 
