@@ -247,6 +247,14 @@ def hold_lock(path: Path) -> Iterator[None]:
             acquired.release()
 
 
+def distinct_names(paths: Iterable[Path]) -> list[str]:
+    """Return the shortest end of each path that no other path has, such as `a/test.jsonl` and `b/test.jsonl`."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    ends = [next((part[-n:] for n in range(1, len(part)) if sum(other[-n:] == part[-n:] for other in parts) == 1), part)
+            for part in parts]
+    return [Path(*end).as_posix() for end in ends]
+
+
 def readable_name(name: str) -> str:
     """Return the name of a file or folder with each byte that is not UTF-8 as an escape, so that it can be saved.
 

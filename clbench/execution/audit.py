@@ -21,6 +21,7 @@ import torch
 
 from clbench.core.device import out_of_memory, pick_device
 from clbench.core.errors import DataError, SpecError
+from clbench.core.files import distinct_names
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
 from clbench.data.own.instructions import read_content
@@ -175,12 +176,13 @@ class Auditor:
             raise SpecError(f"{duplicate} is named twice")
         tokenizer = ItemTokenizer(self.tokenizer, self.length, self.request.cut_responses,
                                   text_config(self.base.folder).vocab_size)
-        names = [path.name for path in paths]
+        names = dict(zip(paths, distinct_names(paths), strict=True))
         for wanted_role in ("new", "task", "general"):
             for role, path in self.request.files:
                 if role == wanted_role:
-                    name, content = path.name if names.count(path.name) == 1 else str(path), read_content(path)
-                    yield ReadFile(name, role, path, content.sha256, tokenizer.tokenize(content.items).without_copies())
+                    content = read_content(path)
+                    items = tokenizer.tokenize(content.items).without_copies()
+                    yield ReadFile(names[path], role, path, content.sha256, items)
 
     def run(self) -> Audit:
         """Score the base, or what the models are compared with instead, and all models; return the comparison."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clbench import cli
 from clbench.core.errors import DataError
+from clbench.core.files import distinct_names
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer
 from clbench.data.own.instructions import read_items
@@ -187,6 +188,21 @@ def test_english_is_a_text_that_comes_with_clbench_unless_a_file_has_that_name(c
     (tmp_path / "english").write_text("no text")
     code, _, errors = call(capsys, folder, "base", "--general", "english", "--show")
     assert code == 2 and "expected a file that ends in" in errors
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folders(capsys, folder, tmp_path):
+    for name, items in (("acme", OLD), ("beta", NEW)):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+        write_lines(tmp_path / "tasks" / name / "test.jsonl", items)
+    code, out, errors = call(capsys, folder, "base", "fresh", "--tasks", tmp_path / "tasks/acme/test.jsonl", "--tasks",
+                             tmp_path / "tasks/beta/../beta/test.jsonl", "--general", "general.txt", "--json")
+    assert code == 0, errors
+    assert {file for _, file, _ in verdicts(out)} == {"acme/test.jsonl", "beta/test.jsonl", "general.txt"}
+
+
+def test_distinct_names_are_the_shortest_ends_that_differ():
+    assert distinct_names(map(Path, ("/a/b/t", "/c/b/t", "/c/u"))) == ["a/b/t", "c/b/t", "u"]
+    assert distinct_names(map(Path, ("/t", "/a/t"))) == ["/t", "a/t"]
 
 
 def test_scores_are_written_and_not_computed_again(capsys, folder, tmp_path, monkeypatch):
