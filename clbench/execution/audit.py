@@ -24,7 +24,7 @@ from clbench.core.errors import DataError, SpecError
 from clbench.core.files import distinct_names
 from clbench.core.objective import CAUSAL_LM
 from clbench.data.own.instruction_tokens import ItemTokenizer, Tokenized, fitting_length
-from clbench.data.own.instructions import read_content
+from clbench.data.own.instructions import PROBES, read_content
 from clbench.execution.score_files import ScoreFiles
 from clbench.models.causal_lm import Base, load_model, load_tokenizer, longest, text_config
 from clbench.models.hf_candidates import BASE, Candidate, base_folder, find_candidates
@@ -211,7 +211,8 @@ class Auditor:
         for candidate in self._all_candidates:
             yield candidate.label, f"{candidate.kind} {candidate.folder} ({self.hashes[candidate.folder][:12]})"
         for file in self.files:
-            yield file.name, f"{file.path} ({file.sha256[:12]})"
+            place = "comes with clbench" if file.path in PROBES.values() else file.path
+            yield file.name, f"{place} ({file.sha256[:12]})"
         yield "length", f"{self.length} tokens"
         yield "batch size, device", f"{self.request.batch_size}, {self.device}"
         yield "torch", torch.__version__

@@ -185,6 +185,8 @@ def test_english_is_a_text_that_comes_with_clbench_unless_a_file_has_that_name(c
     monkeypatch.chdir(tmp_path)
     code, out, errors = call(capsys, folder, "base", "--general", "english", "--show")
     assert code == 0 and "english.txt: 36 items" in out, errors
+    code, out, errors = call(capsys, folder, "base", "fresh", "--general", "english", "--json")
+    assert code == 0 and dict(json.loads(out)["settings"])["english.txt"].startswith("comes with clbench ("), errors
     (tmp_path / "english").write_text("no text")
     code, _, errors = call(capsys, folder, "base", "--general", "english", "--show")
     assert code == 2 and "expected a file that ends in" in errors
