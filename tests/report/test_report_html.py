@@ -200,7 +200,8 @@ def test_bold_and_underlined_values_are_explained():
 
     costs = {"ewc": 100, "lora": 50, "er": 100}
     footnote, told = key([make_record(m, s, parameters={"base": c}) for m, c in costs.items() for s in (0, 1)])
-    assert "References are left out of this comparison." in footnote
+    assert ("Bold marks a value that is significantly better than that of every other method, or the smallest count. "
+            "References are left out of this comparison.") in footnote
     assert told.strip() == "<u>Underlined</u> is the next best mean."
     assert "nderlined" not in key([make_record("ewc", s) for s in (0, 1)])[1]
 
