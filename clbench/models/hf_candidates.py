@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from clbench.core.errors import DataError, SpecError
-from clbench.core.files import explain_unreadable
+from clbench.core.files import distinct_names, explain_unreadable
 from clbench.models.hf_files import (
     ADAPTER,
     ADAPTER_INFO,
@@ -75,8 +75,9 @@ def find_candidates(paths: Sequence[Path]) -> list[Candidate]:
     if duplicate := next((path for path, _ in labeled if folders.count(path.resolve()) > 1), None):
         raise SpecError(f"{duplicate} is named twice; name each adapter, model or series once")
     labels = [BASE, *(label for _, label in labeled)]
-    return [Candidate((label if labels.count(label) == 1 else str(path.resolve() if str(path) == BASE else path))
-                      + _task_note(path), path, _kind(path)) for path, label in labeled]
+    ends = distinct_names([Path("/", BASE), *folders])[1:]
+    return [Candidate((label if labels.count(label) == 1 else end) + _task_note(path), path, _kind(path))
+            for (path, label), end in zip(labeled, ends, strict=True)]
 
 
 def _series(folder: Path) -> list[Path]:

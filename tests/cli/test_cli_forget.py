@@ -265,10 +265,12 @@ def test_checkpoints_are_a_series_in_the_order_of_their_numbers(capsys, folder, 
 
 
 def test_no_candidate_has_the_label_of_the_base(folder, tmp_path, monkeypatch):
-    for name in ("base", "other"):
+    for name in ("base", "other", "more/other"):
         shutil.copytree(folder / "fresh", tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert [c.label for c in find_candidates([Path("base"), Path("other")])] == [str(tmp_path / "base"), "other"]
+    parent = tmp_path.name
+    assert [c.label for c in find_candidates([Path("base"), Path("other")])] == [f"{parent}/base", "other"]
+    assert [c.label for c in find_candidates([Path("other"), Path("more/other")])] == [f"{parent}/other", "more/other"]
 
 
 def test_show_marks_the_scored_tokens(capsys, folder):

@@ -201,6 +201,8 @@ def test_cautions_name_what_limits_the_conclusions():
 
     plain = {"ewc": 0.9, "er": 0.8, "naive": 0.7}
     assert cautions(study(plain)) == ["No method was tuned."]
+    candidates = [r.model_copy(update={"trial": r.trial.model_copy(update={"validation": 0.2})}) for r in study(plain)]
+    assert cautions(candidates) == []  # the results of tuning itself
     assert cautions(tuned(study(plain), "ewc", "er")) == []
     assert cautions(tuned(study(plain), "ewc")) == ["Untuned, unlike the other method: er."]
     assert cautions(tuned(study({**plain, "mas": 0.7}), "ewc", "mas")) == ["Untuned, unlike the other 2 methods: er."]

@@ -177,7 +177,9 @@ SHOWN, NAMES = 5, 3  # the most sentences, and the most names in a sentence
 
 
 def _untuned(setting: Setting) -> list[MethodRecords]:
-    """Return the untuned methods with results, without references and variants of tuned methods."""
+    """Return the untuned methods with results, without references, variants of tuned methods and results of tuning."""
+    if setting.records[0].trial.validation:
+        return []
     methods = [m for m in setting.methods if m.done and not m.reference]
     tuned_strategies = {m.strategy for m in methods if m.searched}
     return [m for m in methods if not m.searched and m.strategy not in tuned_strategies]
