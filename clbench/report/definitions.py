@@ -27,8 +27,8 @@ READING = (  # for tables of any metric; `definitions` replaces {values} and {Sh
     "± is half the width of a 95% confidence interval of the mean over seeds: Student's t with fewer than "
     f"{FEW} seeds, else the BCa bootstrap at a level that is expanded for few seeds (Hesterberg 2015). For values that "
     "are tested over seeds and samples, it is Student's t over both.",
-    "Bold marks a method that is significantly better than every other one with all seeds, references excluded. Counts "
-    "that are equal for every seed are compared without a test.",
+    "Bold marks a method that is significantly better than every other method that has all seeds. References are "
+    "left out of this comparison. Counts that are equal for every seed are compared without a test.",
     "Differences are paired by seed, because methods share batches and initial weights. The comparisons with the "
     "baseline, those with joint training, and all pairs of methods are families of tests. P-values are Holm-corrected "
     f"within their family, and a difference is significant if its corrected p-value is at most {ALPHA:g}. With fewer "
@@ -159,7 +159,7 @@ def condition(setting: Setting) -> str:
     also = "also " if shared else ""
     return " ".join(filter(None, [
         f"Intervals and tests of {join_names(covered)} also cover the choice of test samples." if covered else "",
-        "Those of general texts also cover the choice of texts." if texts else "",
+        "Intervals and tests of general texts also cover the choice of texts." if texts else "",
         f"All results are conditional on the {shared} samples, which all seeds share." if shared else "",
         f"Results of other metrics are {also}conditional on the test samples." if covered else ""]))
 
