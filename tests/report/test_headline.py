@@ -144,6 +144,9 @@ def test_references_say_how_many_methods_are_better_or_worse_than_naive():
     line = told(study({"ewc": 0.9, "er": 0.8, "mas": 0.6, "naive": 0.7}), ANSWER)[1]
     assert line == ("References: Fine-tuning 70.0%. Of 3 methods, 2 are significantly better than Fine-tuning and 1 is "
                     "significantly worse.")
+    for levels, words in (({"ewc": 0.9, "er": 0.8}, "Both"), ({"ewc": 0.9, "er": 0.8, "mas": 0.6}, "All 3")):
+        line = told(study({**levels, "naive": 0.5}), ANSWER)[1]
+        assert line.endswith(f" {words} methods are significantly better than Fine-tuning.")
 
 
 def test_a_leader_that_stores_samples_is_compared_with_the_best_that_stores_none():

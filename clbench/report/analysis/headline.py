@@ -190,6 +190,8 @@ def _compare_with(baseline: Compared, setting: Setting) -> str:
         return f"None of {total} methods is tested against {baseline.other} {why}."
     if baseline.test is None and baseline.labels("open"):
         return f"The comparisons with {baseline.other} are inconclusive."
+    if len(better) == total:
+        return f"{'Both' if total == 2 else f'All {total}'} methods are significantly better than {baseline.other}."
     return (f"Of {total} methods, {_count(better)} significantly better than {baseline.other}"
             + (f" and {_count(worse)} significantly worse." if worse else ".")
             + (f" {len(untested)} {'are' if len(untested) > 1 else 'is'} not tested." if untested else ""))
