@@ -36,7 +36,7 @@ COMMON = ("metric", "methods", "scenario", "seeds", "max_trials", "device", "dat
 @click.option("--scenario", metavar="NAME", help="Scenario to explain, if a file has several.")
 @click.option("--seeds", metavar="N|LIST", help="Number of seeds or a list such as 0,4.  [default: the seeds "
               "that both files have]")
-@device_option("that of each experiment")
+@device_option("that of A")
 @click.option("--max-trials", type=click.IntRange(min=1), default=400, show_default=True, help="Maximum number "
               "of trials. If all combinations of the factors need more, clbench samples some of them.")
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/explain-A-B]")
