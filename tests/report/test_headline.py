@@ -331,6 +331,23 @@ def test_the_next_step_is_the_first_that_applies(levels, command, expected):
     assert told(study(levels, noise=wide, command=command), NEXT) == ([expected] if expected else [])
 
 
+@pytest.mark.parametrize(("seeds", "value"), [((0, 1, 2), "3"), ((1, 2), "1,2")])
+def test_missing_trials_are_run_first(seeds, value):
+    command = "clbench run --methods ewc,er --seeds 1 --out runs/x"
+    records = [r for r in study({"ewc": 0.9, "er": 0.8}, command=command) if r.trial.seed in seeds]
+    records.remove(next(r for r in records if r.label == "er" and r.trial.seed == 2))
+    assert told(records, NEXT) == [
+        f"run the missing trials: clbench run --methods ewc,er --out runs/x --seeds {value}"]
+
+
+def test_a_trial_that_diverged_is_not_missing():
+    command = "clbench run --methods ewc,er,naive"
+    diverged = make_record("er", 2, status="diverged", test_samples=50_000)
+    records = [diverged if (r.label, r.trial.seed) == ("er", 2) else r
+               for r in study({"ewc": 0.9, "er": 0.8, "naive": 0.5}, command=command)]
+    assert not any("missing" in line for line in told(records, NEXT))
+
+
 def test_only_what_is_untuned_is_to_be_tuned():
     records = tuned(study({"ewc": 0.9, "er": 0.8, "naive": 0.5}, command="clbench run study.toml"), "ewc")
     assert told(records, NEXT) == ["tune what is untuned: clbench tune study.toml --methods er"]

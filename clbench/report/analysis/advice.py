@@ -26,12 +26,17 @@ SEEDS = 5  # after one seed
 def next_step(setting: Setting, facts: Facts) -> str:
     """Return the first step that applies, with its command, or nothing if none applies or the command is not known.
 
-    The steps are: add the fine-tuning baseline, unless a rule added seeds, which excludes further methods; tune the
-    untuned methods, if the experiment is a file; collect more evidence in a way that keeps the tests valid.
+    The steps are: run the seeds that some methods lack; add the fine-tuning baseline; tune the untuned methods, if the
+    experiment is a file; collect more evidence in a way that keeps the tests valid. If a rule added seeds, the first
+    two are left out, because it excludes further trials.
     """
     command = _run_command(setting)
     if command is None:
         return ""
+    if not setting.until and any(m.missing for m in setting.methods):
+        seeds = setting.seeds
+        listed = str(len(seeds)) if seeds == tuple(range(len(seeds))) else ",".join(map(str, seeds))
+        return f"run the missing trials: {shlex.join(_with(_with_all_methods(command, setting), {'--seeds': listed}))}"
     naive = _fine_tuning()
     if setting.baseline is None and not setting.until and naive and naive not in {m.strategy for m in setting.methods}:
         return f"add the fine-tuning baseline: {shlex.join(_with(command, {'--methods': naive, '--set': None}))}"
