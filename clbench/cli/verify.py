@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from clbench.cli.help import Command
 if TYPE_CHECKING:
     from clbench.core.registry import Registry
     from clbench.execution.reuse import OnStale
-    from clbench.experiment.references import Reference
+    from clbench.experiment.references import Cell, Reference
 
 
 def _lacks_data(reference: Reference, registry: Registry, folder: Path) -> bool:
@@ -39,6 +40,30 @@ def _lacks_data(reference: Reference, registry: Registry, folder: Path) -> bool:
         if info.data is not None and describe(info, options, folder)["status"] != "found":
             return True
     return False
+
+
+def _cells_for_device(reference: Reference, cells: list[Cell], given: dict[str, Any],
+                      note: Callable[[str], None]) -> list[Cell]:
+    """Return the cells that the device can run, and note which ones it cannot.
+
+    Raises:
+        SpecError: the device can run none of them.
+    """
+    from clbench.core.errors import SpecError
+
+    names = ", ".join(dict.fromkeys(cell.label for cell in cells if cell.gpu))
+    if not names:
+        return cells
+    import torch
+
+    device = reference.spec(cells[0], given).device
+    if device != "cpu" and (device != "auto" or torch.cuda.is_available()):
+        return cells
+    message = f"not run, because they do not work on a CPU: {names}. Use a GPU (--device cuda)"
+    if all(cell.gpu for cell in cells):
+        raise SpecError(message)
+    note(message)
+    return [cell for cell in cells if not cell.gpu]
 
 
 EXAMPLES = (
@@ -91,7 +116,7 @@ def command(context: click.Context, /, name: str | None, scenario: str | None, m
         click.echo(verified.listing(all_references, references.statuses(), without_data))
         return 0
     reference_name, reference = references.find(name)
-    chosen_cells = reference.choose(names_in(scenario), names_in(methods))
+    chosen_cells = _cells_for_device(reference, reference.choose(names_in(scenario), names_in(methods)), given, note)
     # Cells that differ only in the metric share their trials.
     planned_cells = reference.plan(chosen_cells, registry, given, dry_run)
     all_planned_cells = reference.plan(reference.cells, registry, {"weights": given["weights"]}, dry_run)

@@ -28,7 +28,7 @@ def test_without_a_name_the_references_are_listed(capsys, tmp_path):
     assert list(rows) == list(references.shipped())
     assert re.match(rf"8 +0 +{NONE} +weights, data, GPU +[\d,]+ +[\d.]+$", rows["ranpac-split-cifar100"])
     assert re.match(r"30 +30 +29 +data +[\d.]+ +(under )?[\d.]+$", rows["hsu-split-mnist"])
-    assert re.match(r"8 +5 +3 +data, GPU +", rows["avalanche-baselines"])  # Avalanche's SI needs one
+    assert re.match(r"8 +6 +3 +data, GPU +", rows["avalanche-baselines"])  # Avalanche's SI needs one
     (tmp_path / "cifar100.safetensors").touch()
     rows = dict(line.split(None, 1) for line in call(capsys, "--data", tmp_path)[1].splitlines() if line)
     assert rows["ranpac-split-cifar100"].split()[3:5] == ["weights,", "GPU"]
@@ -49,6 +49,21 @@ def test_hours_are_those_of_all_seeds_at_the_stated_speeds():
     text = verified.listing({"one": reference}, {"one": status}, []).splitlines()[2]
     assert text.split() == ["one", cells, "9", "9", NONE, f"{float(f'{1.234 * seeds:.2g}'):g}", "under", "0.01"]
     assert verified.listing({"one": reference}, {}, []).splitlines()[2].split() == ["one", cells, "0", *[NONE] * 4]
+
+
+def test_cells_that_need_a_gpu_are_not_planned_on_a_cpu(capsys, tmp_path):
+    file, out = write(tmp_path, cells=[CELLS[0], CELLS[1] + "\ngpu = true"]), tmp_path / "run"
+    gpu_label = references.read_reference(file).cells[1].label
+    args = (file, "--out", out, "--dry-run", "--seeds", "2")
+    code, text, err = call(capsys, *args, "--device", "cpu")
+    assert code == 0
+    assert f"not run, because they do not work on a CPU: {gpu_label}. Use a GPU (--device cuda)" in err
+    assert text.count("missing") == 2
+    code, text, err = call(capsys, *args, "--device", "cuda")
+    assert (code, text.count("missing")) == (0, 4) and "not run" not in err
+    file = write(tmp_path, cells=[CELLS[0] + "\ngpu = true"])
+    code, text, err = call(capsys, file, "--out", out, "--device", "cpu")
+    assert code == 2 and not text and "do not work on a CPU" in err
 
 
 @pytest.mark.slow
