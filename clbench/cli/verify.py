@@ -59,7 +59,7 @@ def _cells_for_device(reference: Reference, cells: list[Cell], given: dict[str, 
     device = reference.spec(cells[0], given).device
     if device != "cpu" and (device != "auto" or torch.cuda.is_available()):
         return cells
-    message = f"not run, because they do not work on a CPU: {names}. Use a GPU (--device cuda)"
+    message = f"methods that do not work on a CPU are not run: {names}. Use a GPU (--device cuda)"
     if all(cell.gpu for cell in cells):
         raise SpecError(message)
     note(message)

@@ -57,13 +57,13 @@ def test_cells_that_need_a_gpu_are_not_planned_on_a_cpu(capsys, tmp_path):
     args = (file, "--out", out, "--dry-run", "--seeds", "2")
     code, text, err = call(capsys, *args, "--device", "cpu")
     assert code == 0
-    assert f"not run, because they do not work on a CPU: {gpu_label}. Use a GPU (--device cuda)" in err
+    assert f"methods that do not work on a CPU are not run: {gpu_label}. Use a GPU (--device cuda)" in err
     assert text.count("missing") == 2
     code, text, err = call(capsys, *args, "--device", "cuda")
-    assert (code, text.count("missing")) == (0, 4) and "not run" not in err
+    assert (code, text.count("missing")) == (0, 4) and "not work on" not in err
     file = write(tmp_path, cells=[CELLS[0] + "\ngpu = true"])
     code, text, err = call(capsys, file, "--out", out, "--device", "cpu")
-    assert code == 2 and not text and "do not work on a CPU" in err
+    assert code == 2 and not text and "do not work on a CPU are not run" in err
 
 
 @pytest.mark.slow
