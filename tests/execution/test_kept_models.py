@@ -172,8 +172,9 @@ def test_the_docs_way_to_predict_a_photo_reads_it_as_the_benchmark_does(tmp_path
         assert capsys.readouterr().out == f"['{color}']\n"
     model, part = clbench.load_model("runs/photos"), stream.tasks[0].test
     photos = [path for path in Path("photos").rglob("*.png") if path.parent.name in record.stream.class_names[0]]
-    found = {tuple(logits.tolist()) for logits in model.predict(photos, task=0).logits}
-    assert {tuple(logits.tolist()) for logits in model.predict(part.x, task=0).logits} <= found
+    found, expected = (model.predict(inputs, task=0).logits for inputs in (photos, part.x))
+    for logits in expected:  # the split has another order, and a batch of another size rounds differently
+        assert any(torch.allclose(logits, other, rtol=0, atol=1e-5) for other in found)
     assert model.predict(str(photos[0]), task=0).names == [photos[0].parent.name]
     Path("broken.jpg").write_text("no photo")
     with pytest.raises(DataError, match=r"1 of 2 photos cannot be read.*broken.jpg \(UnidentifiedImageError"):
