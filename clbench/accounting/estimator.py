@@ -138,7 +138,7 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - began) / repeats
 
 
-def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | None:
+def storage_line(name: str, extra: int, data: int, keeps_less: str, verb: str = "stores") -> str | None:
     """Return a warning about the storage of a method; None if it is less than that of the data, or small.
 
     `extra` is the number of bytes that the method stores in addition to the model, and `data` that of all training
@@ -148,7 +148,7 @@ def storage_line(name: str, extra: int, data: int, keeps_less: str) -> str | Non
         return None
     hint = f"; {name.partition(':')[0]}:{keeps_less} keeps less" if keeps_less else ""
     stored_bytes, data_size = number(extra, "bytes"), number(data, "bytes")
-    return f"{name} stores {stored_bytes} in addition to the model; the training data take {data_size}{hint}"
+    return f"{name} {verb} {stored_bytes} in addition to the model; the training data take {data_size}{hint}"
 
 
 def data_bytes(stream: Stream) -> int:
@@ -157,6 +157,9 @@ def data_bytes(stream: Stream) -> int:
 
 
 def storage_warning(label: str, strategy: Strategy, stream: Stream) -> str | None:
-    """Return a warning about the storage of an untrained strategy; None if it is small."""
+    """Return a warning about the storage of an untrained strategy; None if it is small.
+
+    A strategy can store more once it is trained, for example the importance of each weight.
+    """
     extra = sum(measure(strategy).bytes.values()) - model_bytes(strategy.model)
-    return storage_line(label, extra, data_bytes(stream), strategy.keeps_less)
+    return storage_line(label, extra, data_bytes(stream), strategy.keeps_less, "stores at least")

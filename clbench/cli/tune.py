@@ -112,10 +112,10 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     if not spec.tune and not names:
         for name in tuning.find_unsearched(rows, spec, registry):
             click.echo(f"{name}: it has nothing to search and stays as it is", err=True)
-    if _one_rate(rows, spec, registry):
-        click.echo("Note: this search has one learning rate for the pretrained backbone and its new heads. Methods "
-                   "that train the backbone need a higher rate for the heads: search recipe.head_lr too "
-                   "(docs/tuning.md)", err=True)
+    if labels := find_single_rates(rows, spec, registry):
+        click.echo("Note: this search has one learning rate for the pretrained backbone and its new heads in "
+                   f"{', '.join(labels)}. Methods that train the backbone need a higher rate for the heads: search "
+                   "recipe.head_lr too (docs/tuning.md)", err=True)
     out, command_line = out or Path("runs") / f"{source.stem}-tuning", typed_command()
     try:
         records = tuning.search(rows, spec, registry, out, _open_progress, command_line, stale)
@@ -149,8 +149,8 @@ def _check_seeds(original: Spec, spec: Spec) -> None:
                         "seeds; tune with others")
 
 
-def _one_rate(rows: Sequence[Row], spec: Spec, registry: Registry) -> bool:
-    """Return whether a pretrained backbone and its heads share a learning rate that is searched, in any row.
+def find_single_rates(rows: Sequence[Row], spec: Spec, registry: Registry) -> list[str]:
+    """Return the labels of the methods whose pretrained backbone and heads share a learning rate that is searched.
 
     A language model has no new heads.
     """
@@ -160,10 +160,11 @@ def _one_rate(rows: Sequence[Row], spec: Spec, registry: Registry) -> bool:
     from clbench.experiment.trial import has_one_rate
 
     rate, head_rate = RATES
-    suspects = [row for row in rows if rate in row.space and head_rate not in row.space]
-    return rows[0].metric == ACCURACY.name and any(
-        has_one_rate(planned.trial) for row in suspects
-        for planned in plan(spec.model_copy(update={"methods": (row.method,), "scenario": (row.scenario,)}), registry))
+    suspects = [row for row in rows if row.metric == ACCURACY.name and rate in row.space and head_rate not in row.space]
+    return list(dict.fromkeys(
+        row.label for row in suspects for planned in
+        plan(spec.model_copy(update={"methods": (row.method,), "scenario": (row.scenario,)}), registry)
+        if has_one_rate(planned.trial)))
 
 
 def _uses_optuna(rows: Sequence[Row]) -> bool:

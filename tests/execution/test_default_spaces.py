@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from clbench import cli
-from clbench.cli.tune import _one_rate
+from clbench.cli.tune import find_single_rates
 from clbench.core import options as opt
 from clbench.core.compat import tomllib
 from clbench.core.errors import SpecError
@@ -149,16 +149,17 @@ def test_a_file_without_tables_is_tuned(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("values", "noted"), [
-    ({}, True), ({"recipe": {"head_lr": 0.01}}, False), ({"recipe": {"optimizer": "sgd"}}, False),
-    ({"tune": {"naive": {"recipe": {"lr": [1e-5], "head_lr": [1e-3]}}}}, False),
-    ({"tune": {"naive": {"recipe": {"lr": [1e-5, 3e-5]}}}}, True), ({"weights": None}, False),
+    ({}, ["naive"]), ({"recipe": {"head_lr": 0.01}}, []), ({"recipe": {"optimizer": "sgd"}}, []),
+    ({"tune": {"naive": {"recipe": {"lr": [1e-5], "head_lr": [1e-3]}}}}, []),
+    ({"tune": {"naive": {"recipe": {"lr": [1e-5, 3e-5]}}}}, ["naive"]), ({"weights": None}, []),
+    ({"methods": [{"name": "naive", "recipe": {"head_lr": 0.01}}, "er"]}, ["er"]),
     ({"methods": [{"name": "naive", "recipe": {"head_lr": 0.01}}, "er"],  # each row has a rate of its heads
-      "tune": {"naive": {"recipe": {"lr": [1e-5]}}, "er": {"recipe": {"lr": [1e-5], "head_lr": [1e-3]}}}}, False)])
+      "tune": {"naive": {"recipe": {"lr": [1e-5]}}, "er": {"recipe": {"lr": [1e-5], "head_lr": [1e-3]}}}}, [])])
 def test_one_rate_for_a_pretrained_backbone_and_its_heads_is_noted(values, noted, tmp_path):
     file = tmp_path / "backbone.safetensors"
     file.write_bytes(b"planning reads only the hash")
     spec = build({"methods": ["naive"], "model": "mlp", "weights": str(file), **values})
-    assert _one_rate(rows_of(spec, REGISTRY, TRIALS), spec, REGISTRY) == noted
+    assert find_single_rates(rows_of(spec, REGISTRY, TRIALS), spec, REGISTRY) == noted
 
 
 def test_methods_shows_what_is_tried(capsys):

@@ -57,7 +57,7 @@ def test_a_run_warns_of_what_a_strategy_stores_from_the_start():
         runner = TrialRunner(ExecutionSettings(data=Path(folder)), "cpu", "a test", registry)
         notes = runner.prepare(planned(registry, "large").trial, "large:x=1")
         assert notes[0].startswith("70 optimizer steps a task (")
-        assert notes[-1] == ("large:x=1 stores 200 MB in addition to the model; the training data take 3.14 MB; "
-                             "large:size=N keeps less")
+        assert notes[-1] == ("large:x=1 stores at least 200 MB in addition to the model; the training data take 3.14 "
+                             "MB; large:size=N keeps less")
         for method in ("naive", "lora", "ranpac", "pnn"):
             assert len(runner.prepare(planned(registry, method).trial)) == 1
