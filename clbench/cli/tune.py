@@ -20,6 +20,7 @@ from clbench.cli.common_options import (
     typed_command,
 )
 from clbench.cli.help import Command
+from clbench.cli.run import run_missing
 from clbench.core.objective import find_metric
 from clbench.core.seeds import FIRST_DEVELOPMENT_SEED, numbered
 
@@ -51,7 +52,7 @@ EXAMPLES = (
     ("clbench run runs/experiment-tuning/tuned.toml", "runs the experiment with the chosen options"),
 )
 COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterations", "weights", "device", "data",
-          "workers", "out")
+          "workers", "out", "dry_run")
 
 
 @click.command("tune", cls=Command, examples=EXAMPLES, common=COMMON)
@@ -76,11 +77,13 @@ COMMON = ("methods", "trials", "widen", "seeds", "validation", "epochs", "iterat
 @device_option("the experiment's")
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder of the candidates, in which clbench writes "
               "tuned.toml.  [default: runs/<name of the file>-tuning]")
+@click.option("--dry-run", is_flag=True, help="List the candidates of the first round with their trainable parameters "
+              "and FLOPs, and estimate how long they take; train nothing and write no records.")
 @execution_options(without=("compile", "retries", "evaluate_every", "evaluate_samples", "anatomy", "probe", "general"))
 @plugin_option
 @stale_options
 def command(source: Path, methods: str | None, trials: int, widen: int, out: Path | None,
-            plugins: tuple[Path, ...], stale: OnStale, **flags: Any) -> int:
+            plugins: tuple[Path, ...], stale: OnStale, dry_run: bool, **flags: Any) -> int:
     """Tune the options of each method with an equal search budget.
 
     The file names the options to tune, in a table [tune.METHOD] per method (docs/tuning.md). Without such tables,
@@ -117,6 +120,12 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
                    f"{', '.join(labels)}. Methods that train the backbone need a higher rate for the heads: search "
                    "recipe.head_lr too (docs/tuning.md)", err=True)
     out, command_line = out or Path("runs") / f"{source.stem}-tuning", typed_command()
+    if dry_run:
+        _, experiment = next(tuning.propose_rounds(rows, spec, registry, out, stale))
+        exit_code = run_missing(experiment, dry_run)
+        click.echo("These are the candidates of the first round. Their results decide whether there are more "
+                   "(--trials, --widen).")
+        return exit_code or 0
     try:
         records = tuning.search(rows, spec, registry, out, _open_progress, command_line, stale)
     except KeyboardInterrupt:

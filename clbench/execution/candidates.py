@@ -9,11 +9,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from clbench.core import options as opt
+from clbench.core.errors import SpecError
 from clbench.core.objective import ACCURACY, find_metric, format_digits
 from clbench.core.option_marks import OnlyWith, marks, search_values
 from clbench.core.registry import Registry
-from clbench.execution.samplers import describe
+from clbench.execution.samplers import Candidate, corners, describe
 from clbench.experiment.overrides import names_of
+from clbench.experiment.recipe import Recipe
 from clbench.experiment.search import Choices, Outcome, Search, Space, Tried
 from clbench.experiment.spec import MethodSpec, Spec, change_recipe
 from clbench.experiment.trial import PlannedTrial, Trial
@@ -92,6 +94,32 @@ A mean is that of {final} on the validation samples over the seeds. Its standard
 standard deviation over the seeds, divided by the square root of their number. A candidate ties with the best mean if
 its paired difference from it is at most one standard error of this difference. Of these, the one with the lowest
 learning rate is chosen, if one was searched. One seed has no standard error, and so no ties."""
+
+
+def label_of(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
+    """Return a method's label without the searched options, after checking that the method has all of them."""
+    for corner in corners(space):
+        valid = _validate_candidate(method, corner, recipe, registry, all_have_effect=False)
+    return method.label or opt.label(method.name, valid, never=space)
+
+
+def _validate_candidate(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry,
+                        all_have_effect: bool = True) -> opt.Options:
+    """Return the options of a method with a candidate's values, after checking them (`opt.validate`) and the recipe."""
+    variant = method.with_options(candidate)
+    info = registry.strategy(method.name)
+    valid = opt.validate(info.options, variant.options, f"tune.{method.name}", "clbench methods", all_have_effect)
+    change_recipe(recipe, variant.own_recipe(info.recipe))
+    return valid
+
+
+def refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: Candidate) -> str:
+    """Return why a method does not accept the options of a candidate; empty if it does."""
+    try:
+        _validate_candidate(method, candidate, recipe, registry)
+    except SpecError as error:
+        return "; ".join(str(error).splitlines())
+    return ""
 
 
 def score(tried: Tried) -> float:

@@ -7,7 +7,7 @@ interrupted search continues where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,14 +20,13 @@ from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
-from clbench.execution.candidates import choose, ranking, score, spaces_of, tie_note
+from clbench.execution.candidates import choose, label_of, ranking, refusal, score, spaces_of, tie_note
 from clbench.execution.reuse import OnStale
 from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_at_end, sampler_for
 from clbench.execution.workers.plan import Listener
 from clbench.experiment.plan import plan
-from clbench.experiment.recipe import Recipe
 from clbench.experiment.search import Outcome, Search, Space, Tried
-from clbench.experiment.spec import MethodSpec, Spec, change_recipe
+from clbench.experiment.spec import MethodSpec, Spec
 from clbench.experiment.sweeps import expand, types_of
 from clbench.results import metrics
 from clbench.results.records import Record
@@ -125,7 +124,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
         if not space or (only and not {name, label} & set(only)):
             continue
         try:
-            _label(method, space, spec.recipe, registry)  # checks options for other scenarios, too
+            label_of(method, space, spec.recipe, registry)  # checks options for other scenarios, too
         except SpecError as error:
             problems += str(error).splitlines()
             continue
@@ -136,7 +135,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
                             "or give one a label")
         for scenario in method_scenarios:
             scenario_space = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
-            refuse = partial(_refusal, method, spec.recipe, registry)
+            refuse = partial(refusal, method, spec.recipe, registry)
             refusals = [refuse(corner) for corner in corners(scenario_space)]
             sampler = sampler_for(scenario_space, options_without_floats, trials, widen, refuse)
             if all(refusals) or (any(refusals) and isinstance(sampler, TPE)):
@@ -163,7 +162,7 @@ def _names(method: MethodSpec, space: Space, scenarios: list[Scenario], spec: Sp
     searched = {option: axis for option, axis in space.items()
                 if axis.scenario in (None, *filter(method.runs_in, scenarios))}
     try:
-        label = _label(method, searched, spec.recipe, registry)
+        label = label_of(method, searched, spec.recipe, registry)
     except SpecError:  # `rows_of` reports it
         label = method.label or method.name
     return [method.name, label]
@@ -195,30 +194,17 @@ def _table(name: str, methods: Sequence[MethodSpec], names: Sequence[list[str]])
     return method.label or method.name
 
 
-def _label(method: MethodSpec, space: Space, recipe: Recipe, registry: Registry) -> str:
-    """Return a method's label without the searched options, after checking that the method has all of them."""
-    for corner in corners(space):
-        valid = _validate_candidate(method, corner, recipe, registry, all_have_effect=False)
-    return method.label or opt.label(method.name, valid, never=space)
+def propose_rounds(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
+                   on_stale: OnStale = "refuse") -> Iterator[tuple[list[list[Candidate]], run.Experiment]]:
+    """Yield the candidates of each row and the experiment that tests them, round by round.
 
-
-def _validate_candidate(method: MethodSpec, candidate: Candidate, recipe: Recipe, registry: Registry,
-                        all_have_effect: bool = True) -> opt.Options:
-    """Return the options of a method with a candidate's values, after checking them (`opt.validate`) and the recipe."""
-    variant = method.with_options(candidate)
-    info = registry.strategy(method.name)
-    valid = opt.validate(info.options, variant.options, f"tune.{method.name}", "clbench methods", all_have_effect)
-    change_recipe(recipe, variant.own_recipe(info.recipe))
-    return valid
-
-
-def _refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: Candidate) -> str:
-    """Return why a method does not accept the options of a candidate; empty if it does."""
-    try:
-        _validate_candidate(method, candidate, recipe, registry)
-    except SpecError as error:
-        return "; ".join(str(error).splitlines())
-    return ""
+    The next round needs the results of the last one (`Row.record_results`). The arguments are those of `search`.
+    """
+    while any(proposals := [row.sampler.ask() for row in rows]):
+        methods = {(row.scenario, method.label): method for row, candidates in zip(rows, proposals, strict=True)
+                   for method in map(row.candidate, candidates)}
+        yield proposals, run.prepare(spec.model_copy(update={"methods": tuple(methods.values()), "until": None}),
+                                     registry, out, on_stale=on_stale)
 
 
 def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
@@ -239,13 +225,7 @@ def search(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
         ClbenchError: as `run.prepare` and `run.execute`, or no candidate of a row has a result.
     """
     all_records: list[Record] = []
-    while any(proposals := [row.sampler.ask() for row in rows]):
-        methods = {}
-        for row, candidates in zip(rows, proposals, strict=True):
-            for method in map(row.candidate, candidates):
-                methods[row.scenario, method.label] = method
-        experiment = run.prepare(spec.model_copy(update={"methods": tuple(methods.values()), "until": None}), registry,
-                                 out, on_stale=on_stale)
+    for proposals, experiment in propose_rounds(rows, spec, registry, out, on_stale):
         with show(experiment) as listener:
             records = run.execute(experiment, listener, command=command)
         for row, candidates in zip(rows, proposals, strict=True):

@@ -137,8 +137,14 @@ def test_every_default_space_is_valid_and_a_grid_of_the_default_size(name):
 def test_a_file_without_tables_is_tuned(tmp_path, capsys):
     (tmp_path / "mine.toml").write_text(
         'model = "mlp:width=16"\nseeds = 1\nmethods = ["naive", "ncm:base=random"]\n[recipe]\niterations = 3\n')
-    assert cli.call(["tune", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "search"), "--seeds", "1",
-                     "--workers", "0", "--device", "cpu", "--widen", "0"]) == 0
+    command = ["tune", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "search"), "--seeds", "1",
+               "--workers", "0", "--device", "cpu", "--widen", "0"]
+    assert cli.call([*command, "--dry-run"]) == 0
+    *trials, last = (line for line in capsys.readouterr().out.splitlines() if "naive:" in line or "round" in line)
+    assert [line.split()[1] for line in trials] == [f"naive:recipe.lr={lr}" for lr in ("1e-4", "3e-4", "1e-3", "3e-3")]
+    assert all(line.split()[3:5] == ["1000", "missing"] for line in trials)
+    assert last.startswith("These are the candidates of the first round.") and not (tmp_path / "search").exists()
+    assert cli.call(command) == 0
     err = capsys.readouterr().err
     assert "ncm: it has nothing to search and stays as it is" in err
     tuned = tomllib.loads((tmp_path / "search" / "tuned.toml").read_text())
