@@ -15,7 +15,8 @@ WRONG_PATHS = (
     (["--benchmark", "table:nowhere.csv"], "benchmark 'table:nowhere.csv': there is no "),
     (["--benchmark", "text:nowhere.csv:text_column=none"], "text:nowhere.csv"),
     (["--benchmark", "nowhere.py:make"], "benchmark 'nowhere.py:make': no file "),
-    (["--weights", "nowhere.safetensors"], "weights nowhere.safetensors cannot be read (No such file"),
+    (["--weights", "nowhere.safetensors"], "weights nowhere.safetensors cannot be read (No such file or "
+     "directory): check the path, which is relative to the current folder"),
 )
 WRONG_ARRAYS = (
     ("rows.npz", "has no array 'y', only X; expected X and y, or"),
