@@ -1,11 +1,10 @@
 import gc
 import os
 import sys
-from importlib import metadata
 
 import hypothesis
 import pytest
-from packaging.requirements import Requirement
+from helpers import extras
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core: threads of torch would be in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,20 +55,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_setup(item):
     """Skip a test that needs an extra of clbench's that is not installed."""
     for marker in item.iter_markers("extra"):
-        if missing := [name for name in distributions(*marker.args) if not installed(name)]:
-            pytest.skip(f"needs clbench[{marker.args[0]}]: {', '.join(missing)} not installed")
-
-
-def distributions(extra):
-    """Return the names of the distributions that an extra of clbench's brings, as pyproject.toml has them."""
-    found = [r.name for r in map(Requirement, metadata.requires("clbench"))
-             if r.marker and "extra" in str(r.marker) and r.marker.evaluate({"extra": extra})]
-    assert found, f"clbench has no extra {extra!r}"
-    return found
-
-
-def installed(name):
-    return any(True for _ in metadata.distributions(name=name))
+        if names := extras.missing(*marker.args):
+            pytest.skip(f"needs clbench[{marker.args[0]}]: {', '.join(names)} not installed")
 
 
 @pytest.hookimpl(wrapper=True)

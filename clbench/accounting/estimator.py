@@ -142,7 +142,8 @@ def storage_line(name: str, extra: int, data: int, keeps_less: str, verb: str = 
     """Return a warning about the storage of a method; None if it is less than that of the data, or small.
 
     `extra` is the number of bytes that the method stores in addition to the model, and `data` that of all training
-    samples. `keeps_less` is the option that makes the method store less (`Strategy.keeps_less`).
+    samples. `keeps_less` is the option that makes the method store less (`Strategy.keeps_less`). `verb` says whether
+    `extra` is exact ("stores") or a lower bound ("stores at least").
     """
     if extra <= max(FLOOR, data):
         return None

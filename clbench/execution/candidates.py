@@ -1,4 +1,4 @@
-"""The candidates of a search: the default search space, their scores, the choice of one, and a table of all."""
+"""The candidates of a search: default space, labels, which options are refused, scores, choice, and a table of all."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _validate_candidate(method: MethodSpec, candidate: Candidate, recipe: Recipe
     return valid
 
 
-def refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: Candidate) -> str:
+def find_refusal(method: MethodSpec, recipe: Recipe, registry: Registry, candidate: Candidate) -> str:
     """Return why a method does not accept the options of a candidate; empty if it does."""
     try:
         _validate_candidate(method, candidate, recipe, registry)

@@ -20,7 +20,7 @@ from clbench.core.objective import ACCURACY
 from clbench.core.registry import Registry
 from clbench.core.scenario import Scenario
 from clbench.execution import run
-from clbench.execution.candidates import choose, label_of, ranking, refusal, score, spaces_of, tie_note
+from clbench.execution.candidates import choose, find_refusal, label_of, ranking, score, spaces_of, tie_note
 from clbench.execution.reuse import OnStale
 from clbench.execution.samplers import SEED, STARTUP, TPE, Candidate, Grid, Sampler, corners, is_at_end, sampler_for
 from clbench.execution.workers.plan import Listener
@@ -135,7 +135,7 @@ def rows_of(spec: Spec, registry: Registry, trials: int, only: Sequence[str] = (
                             "or give one a label")
         for scenario in method_scenarios:
             scenario_space = {option: axis for option, axis in space.items() if axis.scenario in (None, scenario)}
-            refuse = partial(refusal, method, spec.recipe, registry)
+            refuse = partial(find_refusal, method, spec.recipe, registry)
             refusals = [refuse(corner) for corner in corners(scenario_space)]
             sampler = sampler_for(scenario_space, options_without_floats, trials, widen, refuse)
             if all(refusals) or (any(refusals) and isinstance(sampler, TPE)):
@@ -195,7 +195,7 @@ def _table(name: str, methods: Sequence[MethodSpec], names: Sequence[list[str]])
 
 
 def propose_rounds(rows: Sequence[Row], spec: Spec, registry: Registry, out: Path,
-                   on_stale: OnStale = "refuse") -> Iterator[tuple[list[list[Candidate]], run.Experiment]]:
+                   on_stale: OnStale) -> Iterator[tuple[list[list[Candidate]], run.Experiment]]:
     """Yield the candidates of each row and the experiment that tests them, round by round.
 
     The next round needs the results of the last one (`Row.record_results`). The arguments are those of `search`.

@@ -62,7 +62,7 @@ def find_weights(text: str | None, model: Named, info: ModelInfo,
                        training_data=weights_info.training_data or metadata.get("training_data", "")
                        or metadata.get("benchmark", "")), weights_info
     except OSError as error:
-        relative = "" if Path(text).is_absolute() else ", which is relative to the current folder"
+        relative = "" if os.path.isabs(text or "") else ", which is relative to the current folder"
         problems.append(f"weights {text} cannot be read ({error.strerror}): check the path{relative}")
     except ClbenchError as error:
         problems += str(error).splitlines()

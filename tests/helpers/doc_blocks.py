@@ -26,11 +26,10 @@ from clbench.core.compat import tomllib
 from clbench.core.registry import discover
 from clbench.experiment import references, spec
 from clbench.experiment.plan import plan
-from helpers import ROOT
+from helpers import ROOT, extras
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 SMALL = {"epochs": None, "iterations": 3, "seeds": 1, "workers": 0, "threads": 1, "device": "cpu"}
-HAS_TUNE_EXTRA = all(map(importlib.util.find_spec, ("optuna", "tomlkit")))
 SHELL, SILENT = ("bash", "sh"), ("text",)
 MARK = re.compile(r"<!-- (file|not run): (.+?) -->")
 
@@ -111,7 +110,7 @@ def follow_command(words, not_run):
     with command.make_context(name, list(words)) as context:
         given = context.params
         if not_run:
-            if "dry_run" not in given or (name == "clbench tune" and not HAS_TUNE_EXTRA):
+            if "dry_run" not in given or (name == "clbench tune" and extras.missing("tune")):
                 return
             given["dry_run"] = True
             stand_in(given)
