@@ -141,6 +141,8 @@ def command(source: Path, methods: str | None, trials: int, widen: int, out: Pat
     for row in rows:
         for note in row.notes:
             click.echo(f"{row.label}, scenario {row.scenario}: {note}", err=True)
+    if untuned := tuning.find_unsearched(rows, spec, registry):
+        click.echo(f"Not tuned, with the settings of {source} in tuned.toml: {', '.join(untuned)}", err=True)
     click.echo(f"all candidates: {out / 'candidates.md'}\ntheir report:   {out / 'report.md'}\n"
                f"experiment:     {out / 'tuned.toml'}")
     return int(any(r.status == "failed" for r in records))

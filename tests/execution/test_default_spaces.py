@@ -147,6 +147,7 @@ def test_a_file_without_tables_is_tuned(tmp_path, capsys):
     assert cli.call(command) == 0
     err = capsys.readouterr().err
     assert "ncm: it has nothing to search and stays as it is" in err
+    assert f"Not tuned, with the settings of {tmp_path / 'mine.toml'} in tuned.toml: ncm\n" in err
     tuned = tomllib.loads((tmp_path / "search" / "tuned.toml").read_text())
     assert tuned["methods"][0]["recipe"]["lr"] in (1e-4, 3e-4, 1e-3, 3e-3)
     assert build(tuned).methods[1] == MethodSpec(name="ncm", options={"base": "random"})
