@@ -48,6 +48,7 @@ PLUGIN = """
     def clbench_strategies():
         return [StrategyInfo("planted", Planted, "best at knob = 1000", PlantedOptions)]
 """
+UNTUNED = "Not tuned, with the settings of {} in tuned.toml: naive\n"
 FILE = """# Why this is compared.
 benchmark = "split-mnist-5k"
 model = "mlp:width=16"  # small
@@ -113,7 +114,7 @@ def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
     records, _ = Store(tmp_path / "search").read()
     assert {r.key for r in records} == set(before)
     assert sum(before[r.key] == r for r in records) == STARTUP - 2
-    assert tune("--trials", "9")[2] == ""  # nothing is left to run
+    assert tune("--trials", "9")[2] == UNTUNED.format(tmp_path / "mine.toml")  # nothing is left to run
 
     assert cli.call(["run", str(result), "--out", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]) == 0
     labels = {(r.label, r.trial.validation, r.trial.seed) for r in Store(tmp_path / "run").read()[0]}
@@ -121,7 +122,7 @@ def test_a_planted_optimum_is_found_resumed_and_run(tune, tmp_path, capsys):
     capsys.readouterr()
 
     code, _, err = tune("--trials", "9", file=result)  # a tuned file can be tuned again, with nothing to do
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, UNTUNED.format(result))
     assert len(build(tomllib.loads(result.read_text())).tuning) == 1
 
 
@@ -183,7 +184,8 @@ def test_a_grid_is_widened_resumed_and_told_of(tune, tmp_path, capsys):
 
     texts = (result.read_text(), page.read_text())
     assert tune("--trials", "3", "--seeds", "2")[2] == "".join(
-        f"planted:size=2, scenario task: {note}\n" for note in outcome.notes)  # no trial is run, so none is shown
+        [*(f"planted:size=2, scenario task: {note}\n" for note in outcome.notes),
+         UNTUNED.format(tmp_path / "mine.toml")])  # no trial is run, so none is shown
     assert (result.read_text(), page.read_text()) == texts
     assert sorted(r.model_dump_json() for r in Store(tmp_path / "search").read()[0]) == sorted(
         r.model_dump_json() for r in records)
